@@ -1,0 +1,222 @@
+"""What a caller may ask of a pipeline run: frozen dataclasses, and the Progress it reports to.
+
+The command line fills them from flags, Python callers directly. Only types and defaults live
+here: checking values against a model is the stages' work, reading flags is cli's. Imports
+nothing heavy, so that the command line can start without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+TARGETS = ("onnx", "ort", "trt", "trt-rtx")
+DTYPES = ("fp32", "fp16")
+ORT_KERNELS = ("auto", "2bit", "int8")
+ACTIVATION_SCALES = ("row", "tensor")
+EMBEDDINGS = ("keep", "int8", "int4")
+QUANTIZERS = ("twn", "absmean", "threshold", "lsq")
+GRANULARITIES = ("tensor", "channel", "group")
+GROUP_SIZES = (32, 64, 128)
+
+
+class Progress(Protocol):
+    """Where a run tells how far it is. The command line draws it on stderr."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A stage begins ("export", "passes"); the one before it is done."""
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        """``done`` of ``total`` steps of the current stage; detail, e.g. "loss 0.031"."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line: a choice made for the user and why."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should act on; also kept in the report by whoever raises it."""
+
+    def close(self) -> None:
+        """The run ended, well or not: leave the terminal clean."""
+
+
+class SilentProgress:
+    """A Progress that says nothing: the default of the Python API."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        pass
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TernaryOptions:
+    """How weights become ternary; the fields of ternary.TernaryConfig by the same names.
+
+    threshold is used by the quantizer "threshold" only. exclude and include are fnmatch patterns
+    on module paths; exclude None means the default set (head, embeddings, ...).
+    """
+
+    quantizer: str = "twn"
+    threshold: float = 0.1
+    granularity: str = "channel"
+    group_size: int = 0
+    activation_bits: int = 8
+    exclude: tuple[str, ...] | None = None
+    include: tuple[str, ...] = ("*",)
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for TernaryConfig, the default exclude left out."""
+        kwargs = dict(vars(self))
+        if self.exclude is None:
+            del kwargs["exclude"]
+        return kwargs
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What must hold for the verdict "pass". None: not gated (parity always is).
+
+    min_speedup and min_compression are ratios over full precision (2.0 = twice), max_quality_loss
+    is a fraction (0.05 = 5 %), atol replaces the stated tolerance of every parity pair.
+    """
+
+    min_speedup: float | None = None
+    min_compression: float | None = None
+    max_quality_loss: float | None = None
+    atol: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and what load() needs to know to read it.
+
+    factory: "package.module:function" that builds the module for a state_dict.
+    input_specs: "name:1x128:int64" or with named dynamic axes "ids:batchxseq".
+    data: npz or safetensors with example inputs by name.
+    """
+
+    model: Path
+    factory: str | None = None
+    input_specs: tuple[str, ...] = ()
+    data: Path | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """One run from a model to a verified deployment directory.
+
+    output: the directory; None means out/<model name>-<target>.
+    min_shapes, opt_shapes, max_shapes: "ids:1x16", one per input, for the TensorRT profile and,
+    opt, for the choice of the ONNX Runtime kernel and the shapes that are measured.
+    metric: "package.module:function"; metric_data: the file it reads, default data.
+    threads: ONNX Runtime threads for verify and bench, None for its own default.
+    finetune_steps: 0 leaves fine-tuning out.
+    """
+
+    target: str = "ort"
+    output: Path | None = None
+    ternary: TernaryOptions = field(default_factory=TernaryOptions)
+    dtype: str = "fp32"
+    opset: int | None = None
+    ort_kernel: str = "auto"
+    activation_scale: str = "row"
+    embeddings: str = "int8"
+    skip_passes: tuple[str, ...] = ()
+    min_shapes: tuple[str, ...] = ()
+    opt_shapes: tuple[str, ...] = ()
+    max_shapes: tuple[str, ...] = ()
+    metric: str | None = None
+    metric_data: Path | None = None
+    per_layer: bool = False
+    threads: int | None = None
+    gates: GateOptions = field(default_factory=GateOptions)
+    verify: bool = True
+    bench: bool = True
+    overwrite: bool = False
+    keep_intermediate: bool = False
+    engine: bool = True
+    seed: int = 0
+    finetune_steps: int = 0
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(ModelOptions):
+    """One label-free fine-tuning run; data is required: npz, safetensors or a directory of text.
+
+    output: the ternary model file to write (a torch.export program), None: <model name>-ternary.pt.
+    lr None: chosen by the number of parameters. labels: the name of the array in data that holds
+    labels, None for pure distillation. eval_data: held-out data, None: the last tenth of data.
+    checkpoint_dir: where to keep checkpoints, None: none kept. resume: go on from the newest one
+    there. tokenizer: directory of a Hugging Face tokenizer, for data that is text.
+    """
+
+    output: Path | None = None
+    ternary: TernaryOptions = field(default_factory=TernaryOptions)
+    steps: int = 300
+    batch_size: int = 32
+    lr: float | None = None
+    temperature: float = 2.0
+    labels: str | None = None
+    eval_data: Path | None = None
+    eval_every: int = 50
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    tokenizer: Path | None = None
+    max_length: int = 128
+    bf16: bool = False
+    threads: int | None = None
+    overwrite: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check a directory that an export wrote, again and on this machine.
+
+    reference: the full-precision model (anything load() takes) for the quality comparison, with
+    its factory, input_specs and trust_pickle as in ModelOptions; None: only what the directory
+    holds is compared. data: inputs to run on, None: the report's own random ones.
+    """
+
+    directory: Path
+    reference: Path | None = None
+    factory: str | None = None
+    input_specs: tuple[str, ...] = ()
+    data: Path | None = None
+    trust_pickle: bool = False
+    metric: str | None = None
+    metric_data: Path | None = None
+    per_layer: bool = False
+    threads: int | None = None
+    gates: GateOptions = field(default_factory=GateOptions)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measure a directory that an export wrote, against full precision where it is there.
+
+    baseline: a full-precision ONNX file; None: the one the export kept in the directory.
+    shapes: "batch=1,sequence=16"; empty: those of the manifest. threads: one measurement each.
+    samples: timed runs for each side and shape.
+    """
+
+    directory: Path
+    baseline: Path | None = None
+    shapes: tuple[str, ...] = ()
+    threads: tuple[int, ...] = ()
+    samples: int = 50
+    gates: GateOptions = field(default_factory=GateOptions)
+    seed: int = 0

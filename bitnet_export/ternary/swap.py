@@ -1,0 +1,144 @@
+"""prepare, convert and to_linear: swapping layers in a model, in place and back.
+
+prepare: dense layers -> BitLinear (trainable). convert: BitLinear -> TernaryLinear (packed).
+to_linear undoes either. What is swapped is decided in sites.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from bitnet_export.errors import InputError, UsageError
+from bitnet_export.ternary.attention import (
+    PROJECTIONS,
+    SplitMultiheadAttention,
+    guard_fast_paths,
+)
+from bitnet_export.ternary.config import LayerStatus, TernaryConfig
+from bitnet_export.ternary.layers import BitLinear, TernaryLinear
+from bitnet_export.ternary.sites import as_site, decide
+
+_STATUS = "_bitnet_layer_status"
+_TERNARY = (BitLinear, TernaryLinear)
+
+
+def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[LayerStatus]:
+    """Swap the model's linear layers for BitLinear, in place; -> a row per layer with weights.
+
+    nn.Linear, Hugging Face's Conv1D and BitNet layers, and the projections of
+    nn.MultiheadAttention qualify. Parameters stay the same objects (an attention's fused
+    in_proj_weight is split into copies), modules used at several paths stay shared, state dict
+    keys stay what they were. Layers prepared before are left alone.
+
+    Raises UsageError if the model itself is one layer, InputError for weights with NaN or Inf.
+    """
+    config = config or TernaryConfig()
+    if as_site(model) is not None or isinstance(model, nn.MultiheadAttention):
+        raise UsageError(
+            f"the model is itself a {type(model).__name__}, which cannot be replaced in place",
+            where="prepare",
+            fix="wrap it: prepare(nn.Sequential(layer))",
+        )
+    _replace(model, lambda path, m: _split(path, m, config))
+    decisions = {d.status.name: d for d in decide(model, config)}
+
+    def to_bitlinear(path: str, module: nn.Module) -> nn.Module | None:
+        decision = decisions.get(path)
+        if decision is None or decision.site is None:
+            return None
+        kind, source = decision.site
+        return kind.from_linear(source, decision.spec)
+
+    _replace(model, to_bitlinear)
+    guard_fast_paths(model, _TERNARY)
+    rows = [d.status for d in decisions.values()]
+    setattr(model, _STATUS, rows)
+    return rows
+
+
+def convert(model: nn.Module) -> list[LayerStatus]:
+    """Freeze every BitLinear into a packed TernaryLinear, in place; -> prepare's rows.
+
+    Layers that share a weight share the packed one. Outputs do not change by a bit (float32).
+    Raises UsageError if there is nothing to convert, InputError if training left NaN or Inf.
+    """
+    packed: dict[object, tuple[Tensor, Tensor]] = {}
+
+    def to_packed(path: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, BitLinear):
+            return None
+        if not bool(module.weight.isfinite().all()):
+            raise InputError("the weights hold NaN or Inf", where=path, fix="train it again")
+        new = TernaryLinear.from_bitlinear(module)
+        key = (id(module.weight), module.spec, None if module.alpha is None else id(module.alpha))
+        new.packed_weight, new.scale = packed.setdefault(key, (new.packed_weight, new.scale))
+        return new
+
+    before = list(model.modules())  # keeps the ids in ``packed`` alive
+    _replace(model, to_packed)
+    if not any(isinstance(m, TernaryLinear) for m in model.modules()):
+        raise UsageError(
+            "there is no BitLinear layer to convert",
+            where="convert",
+            fix="call prepare(model) first; its rows say why each layer was kept",
+        )
+    del before
+    guard_fast_paths(model, _TERNARY)
+    return _rows(model)
+
+
+def to_linear(model: nn.Module) -> None:
+    """Undo prepare or convert, in place.
+
+    A BitLinear gives back its float weight (the same Parameter); a TernaryLinear the dequantized
+    one, since the float weight is gone. Attention modules get their fused projection back.
+    """
+    _replace(model, lambda _, m: m.to_linear() if isinstance(m, _TERNARY) else None)
+    _replace(model, _fuse)
+    guard_fast_paths(model, _TERNARY)
+    model.__dict__.pop(_STATUS, None)
+
+
+def _replace(model: nn.Module, build: Callable[[str, nn.Module], nn.Module | None]) -> None:
+    """Replace each module for which build returns another one, at all of its paths alike."""
+    built: dict[int, nn.Module | None] = {}
+    found = list(model.named_modules(remove_duplicate=False))
+    for path, module in found:
+        if not path:
+            continue
+        if id(module) not in built:
+            built[id(module)] = build(path, module)
+        new = built[id(module)]
+        if new is not None:
+            model.set_submodule(path, new)
+
+
+def _split(path: str, module: nn.Module, config: TernaryConfig) -> nn.Module | None:
+    """Open up an attention module unless all of its projections are excluded."""
+    if type(module) is not nn.MultiheadAttention:
+        return None
+    names = [f"{path}.{name}" for name in (*PROJECTIONS, "out_proj")]
+    if all(config.excluded_by(name) for name in names):
+        return None
+    return SplitMultiheadAttention.from_attention(module)
+
+
+def _fuse(_: str, module: nn.Module) -> nn.Module | None:
+    """Close a split attention again once its projections are dense."""
+    if isinstance(module, SplitMultiheadAttention):
+        return module.to_attention()
+    return None
+
+
+def _rows(model: nn.Module) -> list[LayerStatus]:
+    """The rows prepare left on the model, or for a model prepared in parts, fresh ones."""
+    rows: list[LayerStatus] | None = getattr(model, _STATUS, None)
+    if rows is not None:
+        return rows
+    return [
+        replace(d.status, reason="not prepared") if d.site is not None else d.status
+        for d in decide(model, TernaryConfig(exclude=("*",)))
+    ]

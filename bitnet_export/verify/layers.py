@@ -1,0 +1,172 @@
+"""Layer by layer: where does the lowered model stray from the function model, and how sparse is it?
+
+Both graphs run with every ternary layer's output exposed. The errors are cumulative, as in real
+use: the first layer that jumps is the one to look at. Whole outputs are parity.py's business.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitnet_export import onnx_io, op, packing
+from bitnet_export.errors import InputError
+from bitnet_export.verify.parity import cosine_similarity
+from bitnet_export.verify.results import LayerRow, finite
+from bitnet_export.verify.runners import open_session, run_session
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's output strays; None where a value is not finite."""
+
+    max_abs: float | None
+    relative_error: float | None
+    cosine: float | None
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Size and sparsity of one TernaryMatMul's weights."""
+
+    inputs: int
+    outputs: int
+    sparsity: float
+
+
+def layer_name(node: onnx.NodeProto) -> str:
+    """The module path a node came from, or its own name."""
+    found = next((p.value for p in node.metadata_props if p.key == onnx_io.LAYER_KEY), "")
+    return found or node.name or node.output[0]
+
+
+def layer_weights(function_path: Path | str) -> dict[str, LayerWeights]:
+    """K, N and the part of zeros of every TernaryMatMul of a model, by layer."""
+    from onnx import helper, numpy_helper
+
+    model = onnx_io.read_model(Path(function_path))
+    constants = {t.name: t for t in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != op.OP_TYPE or node.input[1] not in constants:
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        packed = numpy_helper.to_array(constants[node.input[1]])
+        if packed.dtype == np.int32:
+            packed = packing.from_int32(packed)
+        trits = packing.unpack(packed, attributes["K"])
+        found[layer_name(node)] = LayerWeights(
+            inputs=trits.shape[1], outputs=trits.shape[0], sparsity=float((trits == 0).mean())
+        )
+    return found
+
+
+def compare_layers(
+    function_path: Path | str,
+    lowered_path: Path | str,
+    feeds: dict[str, np.ndarray],
+    *,
+    threads: int | None = None,
+) -> dict[str, LayerError]:
+    """The error of every layer found in both models, in graph order.
+
+    A layer's output in the lowered model is the tensor of the TernaryMatMul's own output name,
+    else the last output of the nodes that carry the layer's path. Raises InputError where no
+    layer is found in both.
+    """
+    function = onnx_io.read_model(Path(function_path))
+    lowered = onnx_io.read_model(Path(lowered_path))
+    pairs = match_layers(function, lowered)
+    if not pairs:
+        raise InputError(
+            f"no TernaryMatMul of {function_path} is found again",
+            where=str(lowered_path),
+            fix="compare the two files of one export",
+        )
+    references = _run_exposed(function, [p[0] for p in pairs.values()], feeds, threads)
+    others = _run_exposed(lowered, [p[1] for p in pairs.values()], feeds, threads)
+    kernels = {name: _kernel(lowered, name) for name in pairs}
+    return {
+        name: layer_error(references[a], others[b], kernels[name]) for name, (a, b) in pairs.items()
+    }
+
+
+def match_layers(function: onnx.ModelProto, lowered: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Layer -> (output tensor in the function model, output tensor in the lowered one)."""
+    produced = {name for node in lowered.graph.node for name in node.output}
+    last = {layer_name(node): node.output[0] for node in lowered.graph.node}
+    pairs = {}
+    for node in function.graph.node:
+        if node.op_type != op.OP_TYPE:
+            continue
+        name, tensor = layer_name(node), node.output[0]
+        other = tensor if tensor in produced else last.get(name)
+        if other is not None:
+            pairs[name] = (tensor, other)
+    return pairs
+
+
+def layer_error(reference: np.ndarray, other: np.ndarray, kernel: str = "") -> LayerError:
+    """Largest difference, RMS(difference) / RMS(reference) and cosine of two outputs."""
+    if reference.shape != other.shape:
+        return LayerError(None, None, None, kernel)
+    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    if not a.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return LayerError(None, None, None, kernel)
+    size = float(np.linalg.norm(a))
+    stray = float(np.linalg.norm(a - b))
+    relative = stray / size if size else (0.0 if stray == 0 else None)
+    return LayerError(finite(np.abs(a - b).max()), relative, cosine_similarity(a, b), kernel)
+
+
+def with_errors(rows: Iterable[LayerRow], errors: dict[str, LayerError]) -> list[LayerRow]:
+    """``rows`` with the errors of the layers that were compared."""
+    return [
+        replace(row, **{k: v for k, v in vars(errors[row.name]).items() if v or k != "kernel"})
+        if row.name in errors
+        else row
+        for row in rows
+    ]
+
+
+def with_weights(rows: Iterable[LayerRow], weights: dict[str, LayerWeights]) -> list[LayerRow]:
+    """``rows`` with K, N and sparsity of the layers in ``weights``."""
+    return [replace(row, **vars(weights[row.name])) if row.name in weights else row for row in rows]
+
+
+_MATMULS = (
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    op.OP_TYPE,
+)
+
+
+def _kernel(model: onnx.ModelProto, layer: str) -> str:
+    used = {n.op_type for n in model.graph.node if layer_name(n) == layer}
+    return next((name for name in _MATMULS if name in used), "")
+
+
+def _run_exposed(
+    model: onnx.ModelProto, tensors: list[str], feeds: dict[str, np.ndarray], threads: int | None
+) -> dict[str, np.ndarray]:
+    """Run ``model`` with ``tensors`` added to its outputs."""
+    import onnx
+
+    known = {value.name for value in model.graph.output}
+    for name in dict.fromkeys(tensors):
+        if name not in known:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    with tempfile.TemporaryDirectory() as folder:
+        path = onnx_io.write_model(model, Path(folder) / "exposed.onnx")
+        return run_session(open_session(path, threads=threads), feeds)

@@ -1,0 +1,152 @@
+"""Implementations of a model as Polygraphy runners: an ONNX file, a torch module, saved results.
+
+Sessions are made with stated options and an asserted provider. What is compared with what, and
+how close it must be, is parity.py's business; timing is speed.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import RunResults
+
+from bitnet_export.errors import InputError, MissingRequirement, StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnxruntime as ort
+    import torch
+
+CPU = "CPUExecutionProvider"
+
+
+def open_session(
+    path: Path | str, *, threads: int | None = None, provider: str = CPU
+) -> ort.InferenceSession:
+    """An ONNX Runtime session with all graph optimizations and one inter-op thread.
+
+    threads: intra-op threads, None: ONNX Runtime's default. Raises MissingRequirement where the
+    provider is absent (ONNX Runtime itself falls back silently), StageError where the model does
+    not load.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingRequirement(
+            "ONNX Runtime is not installed", fix="pip install 'bitnet-export[ort]'"
+        ) from error
+    if provider not in ort.get_available_providers():
+        raise MissingRequirement(
+            f"ONNX Runtime has no {provider} here, only {', '.join(ort.get_available_providers())}",
+            fix="pip install 'bitnet-export[ort-gpu]' on a machine with that device",
+        )
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+    except Exception as error:
+        raise StageError(
+            f"ONNX Runtime {ort.__version__} does not load the model: {error}", where=str(path)
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise MissingRequirement(
+            f"asked for {provider}, ONNX Runtime chose {session.get_providers()[0]}",
+            where=str(path),
+            fix="check the driver and the versions with bitnet-export doctor",
+        )
+    return session
+
+
+def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name; feeds the graph does not take are left out (an exporter may drop one)."""
+    wanted = {i.name for i in session.get_inputs()}
+    outputs = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+    return dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
+
+
+def onnx_runner(
+    path: Path | str, name: str, *, threads: int | None = None, provider: str = CPU
+) -> BaseRunner:
+    """A Polygraphy runner on an ONNX file. The session is made when the runner is activated."""
+    return OnnxrtRunner(lambda: open_session(path, threads=threads, provider=provider), name=name)
+
+
+class TorchRunner(BaseRunner):
+    """A torch module as a Polygraphy runner.
+
+    module: in eval mode; called with the feeds in order of example_inputs. output_names: the
+    names of the ONNX outputs, to which the flattened tensors of the module's result are matched
+    in order, as torch.onnx.export does.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        example_inputs: dict[str, torch.Tensor],
+        output_names: Sequence[str],
+        name: str = "torch",
+    ) -> None:
+        super().__init__(name=name, prefix="torch-runner")
+        self._module = module
+        self._dtypes = {key: value.dtype for key, value in example_inputs.items()}
+        self._ranks = {key: value.ndim for key, value in example_inputs.items()}
+        self._output_names = tuple(output_names)
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Names, dtypes and ranks; every dimension counts as dynamic."""
+        metadata = TensorMetadata()
+        for name, dtype in self._dtypes.items():
+            metadata.add(name, dtype=dtype, shape=(None,) * self._ranks[name])
+        return metadata
+
+    def infer_impl(self, feed_dict: dict[str, Any]) -> OrderedDict[str, np.ndarray]:
+        """Run the module without gradients."""
+        import torch
+
+        arguments = [torch.as_tensor(feed_dict[name]) for name in self._dtypes]
+        start = time.perf_counter()
+        with torch.no_grad():
+            result = self._module(*arguments)
+        self.inference_time = time.perf_counter() - start
+        leaves = [t for t in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(t)]
+        if len(leaves) != len(self._output_names):
+            raise StageError(
+                f"the module returns {len(leaves)} tensors, the graph has outputs "
+                f"{list(self._output_names)}",
+                where=self.name,
+            )
+        arrays = (leaf.detach().cpu().numpy() for leaf in leaves)
+        return OrderedDict(zip(self._output_names, arrays, strict=True))
+
+
+def feed_function(session: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """session -> run(feeds) -> outputs by name: what the quality metrics call."""
+    return lambda feeds: run_session(session, feeds)
+
+
+def save_results(results: RunResults, path: Path) -> None:
+    """Keep what a run put out, to compare it on another machine."""
+    results.save(os.fspath(path))
+
+
+def load_results(path: Path) -> RunResults:
+    """Results that save_results or ``polygraphy run --save-outputs`` wrote. Raises InputError."""
+    try:
+        return RunResults.load(os.fspath(path))
+    except Exception as error:
+        raise InputError(
+            f"holds no saved Polygraphy results ({error})",
+            where=str(path),
+            fix="write it with save_results or polygraphy run --save-outputs",
+        ) from error

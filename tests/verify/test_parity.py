@@ -1,0 +1,215 @@
+"""Parity: what agrees passes with its stated tolerance, and everything else fails with a reason."""
+
+import numpy as np
+import pytest
+import torch
+
+from bitnet_export import op, packing
+from bitnet_export.errors import InputError, MissingRequirement, StageError
+from bitnet_export.verify.feeds import Case, derive_shapes, make_cases
+from bitnet_export.verify.parity import Pair, compare_arrays, run_parity
+from bitnet_export.verify.runners import TorchRunner, load_results, onnx_runner, open_session
+from bitnet_export.verify.tolerances import TOLERANCES, tolerance_for
+from tests.verify import models
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {form: models.write(tmp_path / f"{form}.onnx", form) for form in models.FORMS}
+
+
+def cases():
+    example = models.example()
+    return make_cases(derive_shapes(example, models.AXES), example, models.AXES)
+
+
+class Reference(torch.nn.Module):
+    """The same two layers by the NumPy oracle."""
+
+    def forward(self, x):
+        layers = models.weights()
+        y = x.numpy()
+        for name in models.LAYERS:
+            w, scale, bias = layers[name]
+            at = op.TernaryAttributes(K=w.shape[1], N=w.shape[0])
+            y = op.reference_ternary_matmul(y, packing.pack(w), scale, bias, attributes=at)
+            y = np.maximum(y, 0) if name == "first" else y
+        return torch.from_numpy(y)
+
+
+def runner(path, name):
+    return onnx_runner(path, name, threads=1)
+
+
+def parity(files, pairs, **options):
+    example = {"x": torch.zeros(2, models.K)}
+    made = {"torch": TorchRunner(Reference().eval(), example, ["y"])}
+    made |= {form: runner(path, form) for form, path in files.items()}
+    return run_parity(made, pairs, cases(), **options)
+
+
+def test_chain_of_three_agrees(files):
+    pairs = [Pair("torch", "ternary", ("function",)), Pair("ternary", "nbits", ("2bit",))]
+    pairs.append(Pair("ternary", "unpacked", ("int8-tensor",)))
+    rows = parity(files, pairs)
+    assert [r for r in rows if not r.passed] == []
+    assert {r.shape for r in rows} == {"batch=2", "batch=1", "batch=3"}
+    assert {r.pair for r in rows} == {p.label for p in pairs}
+    for row in rows:
+        assert row.tolerance == pytest.approx(row.relative_tolerance * row.output_scale)
+        assert 0 <= row.max_abs <= row.tolerance
+        assert row.cosine >= row.min_cosine
+        assert row.basis
+
+
+def test_another_model_fails(tmp_path, files):
+    wrong = models.write(tmp_path / "wrong.onnx", "ternary", seed=1)
+    rows = parity({**files, "wrong": wrong}, [Pair("ternary", "wrong", ("2bit",))])
+    assert rows
+    assert not any(r.passed for r in rows)
+    assert all("exceeds" in r.reason for r in rows)
+
+
+def test_one_wrong_trit_fails(tmp_path, files):
+    def flip(name, w, scale, bias):
+        w = w.copy()
+        w[3, 5] = 1 if w[3, 5] < 1 else -1
+        return w, scale, bias
+
+    wrong = models.write(tmp_path / "wrong.onnx", "ternary", edit=flip)
+    rows = parity({**files, "wrong": wrong}, [Pair("torch", "wrong", ("function",))])
+    assert not any(r.passed for r in rows)
+
+
+def test_nan_on_both_sides_fails(tmp_path):
+    def poison(name, w, scale, bias):
+        return w, scale, np.where(np.arange(bias.size) == 3, np.nan, bias).astype(np.float32)
+
+    path = models.write(tmp_path / "nan.onnx", "ternary", edit=poison)
+    made = {"a": runner(path, "a"), "b": runner(path, "b")}
+    rows = run_parity(made, [Pair("a", "b", ("exact",))], cases())
+    assert len(rows) == 3
+    for row in rows:
+        assert not row.passed
+        assert row.max_abs is None
+        assert "NaN" in row.reason
+
+
+def test_a_run_that_fails_is_a_failed_row_and_others_still_count(files):
+    class Refuses(Reference):
+        def forward(self, x):
+            if x.shape[0] == 3:
+                raise RuntimeError("no batch of three")
+            return super().forward(x)
+
+    example = {"x": torch.zeros(2, models.K)}
+    made = {"torch": TorchRunner(Refuses(), example, ["y"]), "f": runner(files["ternary"], "f")}
+    rows = run_parity(made, [Pair("torch", "f", ("function",))], cases())
+    assert [r.passed for r in rows] == [True, True, False]
+    assert "no batch of three" in rows[2].reason
+    assert rows[2].shape == "batch=3"
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "reason"),
+    [
+        (np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32), "shape"),
+        (np.zeros(3, np.float32), np.zeros(3, np.float64), "dtype"),
+        (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), "empty"),
+        (np.float32([1, np.inf]), np.float32([1, np.inf]), "infinite"),
+        (np.float32([1, 2]), np.float32([1, np.nan]), "other side"),
+        (np.int64([1, 2]), np.int64([1, 3]), "exceeds"),
+        (np.float32([1, 2]), np.float32([-1, -2]), "exceeds"),
+    ],
+    ids=["shape", "dtype", "empty", "inf twice", "nan", "integers", "sign"],
+)
+def test_compare_refuses(reference, other, reason):
+    found = compare_arrays(reference, other, TOLERANCES["2bit"])
+    assert not found
+    assert reason in found.reason
+
+
+def test_cosine_alone_can_fail():
+    reference = np.zeros(1000, np.float32)
+    reference[0] = 1.0
+    other = reference + np.float32(0.04)
+    found = compare_arrays(reference, other, TOLERANCES["2bit"])
+    assert "cosine" in found.reason
+
+
+def test_zero_outputs_agree_only_exactly():
+    zeros = np.zeros(4, np.float32)
+    assert compare_arrays(zeros, zeros, TOLERANCES["function"])
+    assert not compare_arrays(zeros, zeros + np.float32(1e-9), TOLERANCES["function"])
+
+
+def test_fp16_may_change_the_dtype():
+    a = np.float32([1.0, 2.0])
+    assert compare_arrays(a, a.astype(np.float16), TOLERANCES["fp16"])
+    assert not compare_arrays(a, a.astype(np.float16), TOLERANCES["int8"])
+
+
+def test_tolerances_add_up_and_atol_replaces():
+    both = tolerance_for("2bit", "embeddings-int8")
+    assert both.relative == pytest.approx(0.07)
+    assert both.min_cosine == pytest.approx(0.989)
+    strict = tolerance_for("2bit", atol=1e-9)
+    assert not compare_arrays(np.float32([1, 2]), np.float32([1, 2.001]), strict)
+    with pytest.raises(InputError, match="no tolerance"):
+        tolerance_for("guess")
+
+
+def test_missing_and_extra_outputs_fail(tmp_path, files):
+    example = {"x": torch.zeros(2, models.K)}
+    made = {
+        "torch": TorchRunner(Reference(), example, ["other_name"]),
+        "f": runner(files["ternary"], "f"),
+    }
+    rows = run_parity(made, [Pair("torch", "f", ("function",))], cases()[:1])
+    assert {r.output for r in rows} == {"y", "other_name"}
+    assert not any(r.passed for r in rows)
+    made["torch"] = TorchRunner(Reference(), example, ["y", "z"])
+    rows = run_parity(made, [Pair("torch", "f", ("function",))], cases()[:1])
+    assert [r.passed for r in rows] == [False]
+    assert "1 tensors" in rows[0].reason
+
+
+def test_nothing_to_compare_is_an_error(files):
+    pair = Pair("a", "b", ("exact",))
+    made = {"a": runner(files["float"], "a"), "b": runner(files["float"], "b")}
+    for pairs, some_cases in (([], cases()), ([pair], [])):
+        with pytest.raises(InputError, match="nothing to compare"):
+            run_parity(made, pairs, some_cases)
+    with pytest.raises(InputError, match="no implementation named c"):
+        run_parity(made, [Pair("a", "c", ("exact",))], cases())
+
+
+def test_missing_input_is_not_guessed(files):
+    case = Case("batch=2", {"xx": models.example()["x"]})
+    made = {"a": runner(files["float"], "a"), "b": runner(files["float"], "b")}
+    rows = run_parity(made, [Pair("a", "b", ("exact",))], [case])
+    assert [r.passed for r in rows] == [False]
+    assert "no value for input x" in rows[0].reason
+
+
+def test_saved_results_compare_later(tmp_path, files):
+    pair = Pair("ternary", "nbits", ("2bit",))
+    first = parity(files, [pair], save_to=tmp_path / "saved")
+    saved = load_results(tmp_path / "saved" / "ternary.json")
+    made = {"ternary": saved, "nbits": runner(files["nbits"], "nbits")}
+    assert run_parity(made, [pair], cases()) == first
+    with pytest.raises(InputError, match="3 saved results"):
+        run_parity(made, [pair], cases()[:1])
+    (tmp_path / "torn.json").write_text('{"lst": [')
+    with pytest.raises(InputError, match="no saved Polygraphy results"):
+        load_results(tmp_path / "torn.json")
+
+
+def test_session_refuses_absent_provider_and_broken_file(tmp_path, files):
+    with pytest.raises(MissingRequirement, match="CUDAExecutionProvider"):
+        open_session(files["float"], provider="CUDAExecutionProvider")
+    (tmp_path / "torn.onnx").write_bytes(files["float"].read_bytes()[:200])
+    with pytest.raises(StageError, match="does not load"):
+        open_session(tmp_path / "torn.onnx")

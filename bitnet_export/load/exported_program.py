@@ -50,7 +50,7 @@ def save(
     was_training = model.training
     model.eval()
     try:
-        with _quiet_torch():
+        with _quiet_torch(), _without_cache(model):
             program = _export(model, args, kwargs, shapes)
     except Exception as e:
         raise InputError(
@@ -168,6 +168,20 @@ def _tie(module: nn.Module) -> None:
 
 def _leaves(tree: Any) -> list[Any]:
     return list(torch.utils._pytree.tree_leaves(tree))
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Hugging Face decoders return their cache, an object torch.export does not know."""
+    config = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
+    if use_cache:
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if use_cache:
+            config.use_cache = use_cache  # type: ignore[union-attr]
 
 
 @contextmanager

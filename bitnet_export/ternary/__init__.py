@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitnet_export.ternary.config import DEFAULT_EXCLUDE, LayerStatus, TernaryConfig
-    from bitnet_export.ternary.swap import convert, prepare, to_linear
+    from bitnet_export.ternary.distill import (
+        FinetuneConfig,
+        FinetuneResult,
+        StepInfo,
+        finetune,
+    )
     from bitnet_export.ternary.layers import BitLinear, TernaryLinear
     from bitnet_export.ternary.quantizers import ternarize_weight
+    from bitnet_export.ternary.swap import convert, prepare, to_linear
 
 _HOME = {
     "DEFAULT_EXCLUDE": "config",
+    "FinetuneConfig": "distill",
+    "FinetuneResult": "distill",
     "LayerStatus": "config",
+    "StepInfo": "distill",
     "TernaryConfig": "config",
     "convert": "swap",
+    "finetune": "distill",
     "prepare": "swap",
     "to_linear": "swap",
     "BitLinear": "layers",
@@ -30,10 +40,14 @@ _HOME = {
 __all__ = [
     "DEFAULT_EXCLUDE",
     "BitLinear",
+    "FinetuneConfig",
+    "FinetuneResult",
     "LayerStatus",
+    "StepInfo",
     "TernaryConfig",
     "TernaryLinear",
     "convert",
+    "finetune",
     "prepare",
     "ternarize_weight",
     "to_linear",

@@ -113,10 +113,10 @@ def _warnings(report: Report) -> str:
 
 def _gates(report: Report) -> str:
     rows = [
-        (escape(g.name), number(g.value), number(g.limit), escape(g.detail), mark(g.passed))
+        (escape(g.name), mark(g.passed), number(g.value), number(g.limit), escape(g.detail))
         for g in report.gates
     ]
-    return section("Gates", "", table(("gate", "#measured", "#limit", "+", ""), rows))
+    return section("Gates", "", table(("gate", "", "#measured", "#limit", "+"), rows))
 
 
 def _size(report: Report) -> str:
@@ -136,7 +136,7 @@ def _size_table(size: SizeBlock) -> str:
         if part is None:
             continue
         bits = DASH if part.bits_per_weight is None else f"{part.bits_per_weight:.2f}"
-        label = f'<span class="key part-{name}"></span>{name}'
+        label = f'<span class="mark"><span class="key part-{name}"></span>{name}</span>'
         rows.append((label, megabytes(part.baseline_bytes), megabytes(part.bytes), bits))
     totals = (megabytes(size.baseline_bytes), megabytes(size.bytes))
     rows.append(("<b>total</b>", *(f"<b>{total}</b>" for total in totals), ""))

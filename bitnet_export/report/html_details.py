@@ -74,8 +74,8 @@ def _pair_table(report: Report) -> str:
         used = DASH if share == float("inf") else percent(share, 0)
         passed = all(row.passed for row in mine)
         checks = f"{sum(row.passed for row in mine)}/{len(mine)}"
-        rows.append((_arrow(pair), checks, used, escape(worst.basis), mark(passed)))
-    head = ("pair", "#checks", "#tolerance used", "+why this tolerance", "")
+        rows.append((_arrow(pair), mark(passed), checks, used, escape(worst.basis)))
+    head = ("pair", "", "#checks", "#tolerance used", "+why this tolerance")
     return table(head, rows)
 
 
@@ -92,12 +92,12 @@ def _use_of_tolerance(row: ParityRow) -> float:
 
 
 def _parity_table(rows: list[ParityRow]) -> str:
-    head = ("pair", "shape", "output", "#max abs", "#tolerance", "#cosine", "+", "")
+    head = ("pair", "", "shape", "output", "#max abs", "#tolerance", "#cosine", "+")
     cells = []
     for r in rows:
-        names = (_arrow(r.pair), escape(r.shape), escape(r.output) or DASH)
+        names = (_arrow(r.pair), mark(r.passed), escape(r.shape), escape(r.output) or DASH)
         numbers = (scientific(r.max_abs), scientific(r.tolerance), number(r.cosine))
-        cells.append((*names, *numbers, escape(r.reason), mark(r.passed)))
+        cells.append((*names, *numbers, escape(r.reason)))
     return table(head, cells)
 
 

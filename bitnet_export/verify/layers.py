@@ -92,8 +92,8 @@ def compare_layers(
             where=str(lowered_path),
             fix="compare the two files of one export",
         )
-    references = _run_exposed(function, [p[0] for p in pairs.values()], feeds, threads)
-    others = _run_exposed(lowered, [p[1] for p in pairs.values()], feeds, threads)
+    references = run_exposed(function, [p[0] for p in pairs.values()], feeds, threads)
+    others = run_exposed(lowered, [p[1] for p in pairs.values()], feeds, threads)
     kernels = {name: _kernel(lowered, name) for name in pairs}
     return {
         name: layer_error(references[a], others[b], kernels[name]) for name, (a, b) in pairs.items()
@@ -157,8 +157,11 @@ def _kernel(model: onnx.ModelProto, layer: str) -> str:
     return next((name for name in _MATMULS if name in used), "")
 
 
-def _run_exposed(
-    model: onnx.ModelProto, tensors: list[str], feeds: dict[str, np.ndarray], threads: int | None
+def run_exposed(
+    model: onnx.ModelProto,
+    tensors: list[str],
+    feeds: dict[str, np.ndarray],
+    threads: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Run ``model`` with ``tensors`` added to its outputs."""
     import onnx

@@ -145,15 +145,15 @@ def compare_case(
     differences = accuracy[0][(pair.reference, pair.other)][0]
     if not differences:
         return [_failed(pair, label, "no output to compare", tolerance)]
-    return [_row(pair, label, name, d, tolerance) for name, d in differences.items()]
+    return [parity_row(pair, label, name, d, tolerance) for name, d in differences.items()]
 
 
 def _failed(pair: Pair, label: str, reason: str, tolerance: Tolerance) -> ParityRow:
     nothing = Difference(np.nan, np.nan, np.nan, np.nan, reason)
-    return _row(pair, label, "", nothing, tolerance)
+    return parity_row(pair, label, "", nothing, tolerance)
 
 
-def _row(pair: Pair, label: str, output: str, found: Difference, tol: Tolerance) -> ParityRow:
+def parity_row(pair: Pair, label: str, output: str, found: Difference, tol: Tolerance) -> ParityRow:
     return ParityRow(
         pair=pair.label,
         shape=label,

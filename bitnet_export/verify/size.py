@@ -73,6 +73,8 @@ def measure_size(path: Path | str) -> FileSize:
         total += sum((path.parent / name).stat().st_size for name in _external_files(model))
     except Exception as error:
         raise InputError(f"cannot be measured ({error})", where=str(path)) from error
+    if not model.graph.node:
+        raise InputError("holds no graph: empty or truncated", where=str(path))
     size = FileSize(total)
     graph = _Graph(model)
     for name, tensor in graph.tensors.items():

@@ -1,0 +1,126 @@
+"""Every ternary layer recomputed by the NumPy reference from the input it really had.
+
+End to end, one int8 activation that rounds the other way can grow from layer to layer, so whole
+models agree only to within noise. Layer by layer, on the layer's own input, the integer part is
+exact: this is the check that finds a wrong kernel, packing or scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitnet_export import onnx_io, op, packing
+from bitnet_export.errors import StageError
+from bitnet_export.verify.feeds import Case
+from bitnet_export.verify.layers import layer_name, run_exposed
+from bitnet_export.verify.parity import Pair, compare_arrays, parity_row
+from bitnet_export.verify.results import ParityRow
+from bitnet_export.verify.tolerances import Tolerance
+
+if TYPE_CHECKING:
+    import onnx
+
+LAYER_TOLERANCES = {
+    "int8": Tolerance(2e-6, 0.999999, "integer sums are exact; a few float32 roundings of scaling"),
+    "function": Tolerance(2e-6, 0.999999, "integer sums are exact; float32 rounding of scaling"),
+    "float": Tolerance(1e-5, 0.999999, "float32 sums in another order"),
+    "fp16": Tolerance(2e-3, 0.99999, "the result is rounded to float16", same_dtype=False),
+    "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),
+    "2bit": Tolerance(3e-2, 0.999, "MatMulNBits quantizes activations per block of 128, not row"),
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    x: str
+    y: str
+    attributes: op.TernaryAttributes
+    packed_weight: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None
+
+
+def check_layers(
+    ternary_path: Path, path: Path, cases: Sequence[Case], kinds: Sequence[str]
+) -> list[ParityRow]:
+    """One row a case: the layer of ``path`` that strays furthest from the reference.
+
+    ternary_path: the model with one bitnet::TernaryMatMul a layer, from which the weights and
+    tensor names come. kinds: what the lowering changed, as for tolerances.tolerance_for.
+    Raises StageError where no layer of one model is found in the other.
+    """
+    lowered = onnx_io.read_model(path)
+    made = {t for n in lowered.graph.node for t in n.output} | {i.name for i in lowered.graph.input}
+    layers = [la for la in _layers(onnx_io.read_model(ternary_path)) if {la.x, la.y} <= made]
+    if not layers:
+        raise StageError("no ternary layer is found again after lowering", where=str(path))
+    tensors = list(dict.fromkeys(name for layer in layers for name in (layer.x, layer.y)))
+    rows = []
+    for case in cases:
+        values = run_exposed(lowered, tensors, case.feeds)
+        rows.append(_worst(layers, values, case.label, kinds))
+    return rows
+
+
+def _layers(model: onnx.ModelProto) -> list[_Layer]:
+    from onnx import helper, numpy_helper
+
+    constants = {t.name: t for t in model.graph.initializer}
+    fields = ("K", "N", "group_size", "activation_bits")
+    found = []
+    for node in model.graph.node:
+        if node.op_type != op.OP_TYPE or any(i not in constants for i in node.input[1:] if i):
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        packed, scale, *bias = (numpy_helper.to_array(constants[i]) for i in node.input[1:] if i)
+        if packed.dtype == np.int32:
+            packed = packing.from_int32(packed)
+        found.append(
+            _Layer(
+                layer_name(node),
+                node.input[0],
+                node.output[0],
+                op.TernaryAttributes(**{k: attributes[k] for k in fields if k in attributes}),
+                packed,
+                scale,
+                bias[0] if bias else None,
+            )
+        )
+    return found
+
+
+def _worst(
+    layers: Sequence[_Layer], values: dict[str, np.ndarray], label: str, kinds: Sequence[str]
+) -> ParityRow:
+    """The layer that fails, else the one that uses up most of its tolerance."""
+    results = []
+    for layer in layers:
+        x, y = values[layer.x], values[layer.y]
+        want = op.reference_ternary_matmul(
+            x, layer.packed_weight, layer.scale, layer.bias, attributes=layer.attributes
+        )
+        tolerance = _tolerance(layer, kinds)
+        difference = compare_arrays(want, y, tolerance)
+        used = difference.max_abs / difference.limit if difference.limit else 0.0
+        results.append((not difference, used, layer, difference, tolerance))
+    _, _, layer, difference, tolerance = max(results, key=lambda r: (r[0], np.nan_to_num(r[1])))
+    pair = Pair("NumPy reference", f"each of {len(layers)} layers on its own input", ("exact",))
+    return parity_row(pair, label, layer.name, difference, tolerance)
+
+
+def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
+    """The tolerance that applies to one layer: the loosest of what was done to it."""
+    if "fp16" in kinds:
+        return LAYER_TOLERANCES["fp16"]
+    exact = layer.attributes.activation_bits == 8 and not layer.attributes.group_size
+    if "2bit" in kinds and ("int8" not in kinds or not exact):
+        return LAYER_TOLERANCES["2bit"]
+    if "int8-tensor" in kinds:
+        return LAYER_TOLERANCES["int8-tensor"]
+    return LAYER_TOLERANCES["int8" if layer.attributes.activation_bits else "float"]

@@ -36,11 +36,16 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
     batch_first, unbatched inputs, bias_k/bias_v, add_zero_attn, kdim/vdim.
     """
 
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    packed_projection: bool
+
     def __init__(self) -> None:
         raise TypeError("use SplitMultiheadAttention.from_attention")
 
     @classmethod
-    def from_attention(cls, source: nn.MultiheadAttention) -> SplitMultiheadAttention:
+    def from_attention(cls, source: Any) -> SplitMultiheadAttention:
         """source -> the same attention on split copies of its input projection."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
@@ -52,14 +57,14 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         new.register_parameter("bias_k", source.bias_k)
         new.register_parameter("bias_v", source.bias_v)
         if source._qkv_same_embed_dim:
-            weights = source.in_proj_weight.detach().chunk(3)
+            weights = list(source.in_proj_weight.detach().chunk(3))
         else:
             weights = [getattr(source, f"{name}_weight").detach() for name in PROJECTIONS]
         bias = source.in_proj_bias
         biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
         for name, w, b in zip(PROJECTIONS, weights, biases, strict=True):
             new.add_module(name, _linear(w.clone(), None if b is None else b.clone()))
-        new.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
+        new.add_module("out_proj", _linear(source.out_proj.weight, source.out_proj.bias))
         new._add_state_dict_hooks()
         return new.train(source.training)
 

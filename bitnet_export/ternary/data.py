@@ -92,7 +92,7 @@ def as_samples(data: Any, tokenizer: str | Path | None = None, max_length: int =
         )
     if len(data) == 0:
         raise InputError("the data holds no samples")
-    return data  # type: ignore[no-any-return]
+    return data
 
 
 def split(samples: Samples, fraction: float = 0.1, most: int = 512) -> tuple[Samples, Samples]:

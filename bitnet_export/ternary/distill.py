@@ -289,7 +289,7 @@ class _Run:
     def _teach(self, batch: Batch, key: Any) -> tuple[Tensor, list[Tensor]]:
         """The teacher's (answer, hidden states), from the cache if this batch was seen before."""
         if key in self.cache:
-            return self.cache[key]  # type: ignore[no-any-return]
+            return self.cache[key]
         with torch.inference_mode(), losses.Capture(self.teacher, self.sites) as capture:
             with self._autocast():
                 answer = losses.primary_output(self._call(self.teacher, batch))[1]

@@ -33,7 +33,7 @@ class _TernaryLinearSTE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -117,7 +117,7 @@ class BitLinear(nn.Linear):
     @classmethod
     def from_linear(
         cls,
-        linear: nn.Module,
+        linear: Any,
         spec: QuantizerSpec | TernaryConfig | None = None,
     ) -> BitLinear:
         """linear: anything with weight [N, K] ([K, N] for BitConv1D) and bias -> a BitLinear on
@@ -282,11 +282,9 @@ class TernaryLinear(nn.Module):
         )
 
 
-def _restore(
-    layer: BitLinear | TernaryLinear, weight: nn.Parameter, bias: nn.Parameter | None
-) -> nn.Module:
+def _restore(layer: BitLinear | TernaryLinear, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A dense layer of the kind ``layer`` replaced, on the given parameters."""
-    dense: nn.Module
+    dense: Any
     if layer.transposed:
         from transformers.pytorch_utils import Conv1D
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from bitnet_export.ternary.config import LayerStatus, TernaryConfig
 from bitnet_export.ternary.layers import BitConv1D, BitLinear, TernaryLinear
 from bitnet_export.ternary.quantizers import QuantizerSpec, spec_for
 
-Site = tuple[type[BitLinear], nn.Module]
+Site = tuple[type[BitLinear], Any]
 """The class to build and the module to build it from (weight, bias, rms_norm)."""
 
 
@@ -30,7 +31,7 @@ class Decision:
     spec: QuantizerSpec | None = None
 
 
-def as_site(module: nn.Module) -> Site | None:
+def as_site(module: Any) -> Site | None:
     """The dense layer in module, or None. Foreign ternary layers come with their scale applied."""
     kind = type(module)
     foreign = kind.__module__.startswith("transformers.")
@@ -43,7 +44,7 @@ def as_site(module: nn.Module) -> Site | None:
     return None
 
 
-def _from_hf_bitnet(module: nn.Module) -> nn.Module:
+def _from_hf_bitnet(module: Any) -> Any:
     """transformers' BitNet layers -> an nn.Linear (plus rms_norm) with the weights they mean.
 
     AutoBitLinear multiplies by weight_scale, BitLinear (packed uint8, four rows a byte) divides;
@@ -58,6 +59,7 @@ def _from_hf_bitnet(module: nn.Module) -> nn.Module:
         weight = module.weight.detach()
     else:
         weight = module.weight.detach() * module.weight_scale
+    linear: Any
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None)
     linear.weight = nn.Parameter(weight)
@@ -148,14 +150,12 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     That is what a classifier or language-model head looks like whatever it is called, and what a
     block that returns to the residual width is not. A model of one layer has no head.
     """
-    sites = [site for m in model.modules() if (site := as_site(m)) is not None]
+    sites = [(m, site) for m in model.modules() if (site := as_site(m)) is not None]
     if len(sites) < 2:
         return None
-    widths = {_matrix(site).shape[1] for site in sites}
-    kind_and_source = sites[-1]
-    if _matrix(kind_and_source).shape[0] in widths:
-        return None
-    return [m for m in model.modules() if as_site(m) is not None][-1]
+    widths = {_matrix(site).shape[1] for _, site in sites}
+    last, site = sites[-1]
+    return None if _matrix(site).shape[0] in widths else last
 
 
 def _kept(path: str, module: nn.Module) -> LayerStatus | None:

@@ -64,7 +64,8 @@ class TernaryOptions:
     """How weights become ternary; the fields of ternary.TernaryConfig by the same names.
 
     threshold is used by the quantizer "threshold" only. exclude and include are fnmatch patterns
-    on module paths; exclude None means the default set (head, embeddings, ...).
+    on module paths; exclude None means the default set (head, embeddings, ...). keep_head leaves
+    a last layer in floating point whatever its name.
     """
 
     quantizer: str = "twn"
@@ -74,6 +75,7 @@ class TernaryOptions:
     activation_bits: int = 8
     exclude: tuple[str, ...] | None = None
     include: tuple[str, ...] = ("*",)
+    keep_head: bool = True
 
     def as_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for TernaryConfig, the default exclude left out."""
@@ -145,10 +147,18 @@ class ExportOptions(ModelOptions):
     verify: bool = True
     bench: bool = True
     overwrite: bool = False
-    keep_intermediate: bool = False
+    keep_intermediate: bool = True
     engine: bool = True
     seed: int = 0
     finetune_steps: int = 0
+
+    @property
+    def directory(self) -> Path:
+        """output, or its default: out/<file stem or directory name>-<target>."""
+        if self.output is not None:
+            return self.output
+        path = self.model.resolve()
+        return Path("out") / f"{path.name if path.is_dir() else path.stem}-{self.target}"
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,14 @@ class FinetuneOptions(ModelOptions):
     threads: int | None = None
     overwrite: bool = False
     seed: int = 0
+
+    @property
+    def file(self) -> Path:
+        """output, or its default: <file stem or directory name>-ternary.pt."""
+        if self.output is not None:
+            return self.output
+        path = self.model.resolve()
+        return Path(f"{path.name if path.is_dir() else path.stem}-ternary.pt")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""``bitnet-export bench DIR``: latency of a deployment against full precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bitnet_export import options
+from bitnet_export.cli import shared_options as shared
+from bitnet_export.cli.output import show_report
+from bitnet_export.cli.values import GroupedCommand, option
+
+MEASURE = "Measurement"
+
+
+@click.command("bench", cls=GroupedCommand)
+@click.argument("directory", type=shared.FILE)
+@option(
+    "--baseline",
+    group=MEASURE,
+    type=shared.FILE,
+    metavar="FILE.onnx",
+    help="Full-precision ONNX file. [default: the one the export kept]",
+)
+@option(
+    "--shape",
+    "shapes",
+    group=MEASURE,
+    multiple=True,
+    metavar="batch=1,sequence=16",
+    help="Sizes of the dynamic axes. Repeatable. [default: those of the export]",
+)
+@option(
+    "--threads",
+    group=MEASURE,
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Threads of the runtime. Repeatable: each is measured.",
+)
+@option(
+    "--samples",
+    group=MEASURE,
+    type=click.IntRange(min=5),
+    default=50,
+    help="Timed runs of each side and shape, interleaved.",
+)
+@shared.gate_options()
+@shared.run_options(threads=False)
+def command(**values: Any) -> int:
+    """Measure DIRECTORY, which an export wrote: medians over interleaved runs of both models."""
+    from bitnet_export.pipeline import run_bench
+
+    as_json, _ = values.pop("as_json"), values.pop("quiet")
+    gates = shared.take_gates(values)
+    report = run_bench(options.BenchOptions(gates=gates, **values))
+    return show_report(report, as_json=as_json)

@@ -1,0 +1,167 @@
+"""``bitnet-export export MODEL``: the whole way from a model to a verified deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitnet_export import options
+from bitnet_export.cli import shared_options as shared
+from bitnet_export.cli.output import check_output, show_report
+from bitnet_export.cli.progress import make_progress
+from bitnet_export.cli.values import GroupedCommand, option
+
+TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
+
+
+@click.command(
+    "export",
+    cls=GroupedCommand,
+    epilog="Sizes and parts may be written as 5%, 0.05, 2x or 2.0.",
+)
+@click.argument("model", type=shared.FILE)
+@option(
+    "--target",
+    "-t",
+    group=TARGET,
+    type=click.Choice(options.TARGETS),
+    default="ort",
+    help="onnx: any ONNX runtime. ort: ONNX Runtime, fast, nothing to compile. "
+    "trt: TensorRT with the ternary plugin. trt-rtx: TensorRT-RTX.",
+)
+@option(
+    "--output",
+    "-o",
+    group=TARGET,
+    type=shared.FILE,
+    metavar="DIR",
+    help="Directory to write. [default: out/NAME-TARGET]",
+)
+@option("--force", "overwrite", group=TARGET, is_flag=True, help="Replace an earlier export.")
+@option(
+    "--dtype",
+    group=TARGET,
+    type=click.Choice(options.DTYPES),
+    default="fp32",
+    help="Floating point of everything that is not ternary.",
+)
+@option(
+    "--engine/--no-engine",
+    group=TARGET,
+    default=True,
+    help="Build the TensorRT engine as well (targets trt and trt-rtx).",
+)
+@shared.model_options("npz or safetensors with example inputs by name.")
+@shared.ternary_options()
+@option(
+    "--finetune-steps",
+    group=shared.TERNARY,
+    type=click.IntRange(min=0),
+    default=0,
+    help="Distil for this many steps before the export; needs --data.",
+)
+@option(
+    "--ort-kernel",
+    group=GRAPH,
+    type=click.Choice(options.ORT_KERNELS),
+    default="auto",
+    help="2bit for decoding, int8 for encoders; auto looks at the rows of --opt-shape.",
+)
+@option(
+    "--activation-scale",
+    group=GRAPH,
+    type=click.Choice(options.ACTIVATION_SCALES),
+    default="row",
+    help="int8 kernel: a scale for each row (exact) or each tensor (faster).",
+)
+@option(
+    "--embeddings",
+    group=GRAPH,
+    type=click.Choice(options.EMBEDDINGS),
+    default="int8",
+    help="How embedding tables are stored.",
+)
+@option("--opset", group=GRAPH, type=click.IntRange(min=18), help="ONNX opset. [default: 20]")
+@option(
+    "--skip-pass",
+    "skip_passes",
+    group=GRAPH,
+    multiple=True,
+    metavar="NAME",
+    help="Leave an optional graph pass out. Repeatable; a wrong name lists them.",
+)
+@option(
+    "--keep-intermediate",
+    group=GRAPH,
+    is_flag=True,
+    help="Keep the models between the stages, to look into.",
+)
+@option(
+    "--min-shape",
+    "min_shapes",
+    group=SHAPES,
+    multiple=True,
+    metavar="NAME:1x1",
+    help="Smallest shape of an input (TensorRT profile). Repeatable.",
+)
+@option(
+    "--opt-shape",
+    "opt_shapes",
+    group=SHAPES,
+    multiple=True,
+    metavar="NAME:1x16",
+    help="Shape to optimize for and to measure. Repeatable.",
+)
+@option(
+    "--max-shape",
+    "max_shapes",
+    group=SHAPES,
+    multiple=True,
+    metavar="NAME:8x128",
+    help="Largest shape of an input (TensorRT profile). Repeatable.",
+)
+@shared.metric_options(CHECKS)
+@option("--verify/--no-verify", group=CHECKS, default=True, help="Compare the implementations.")
+@option("--bench/--no-bench", group=CHECKS, default=True, help="Measure the speed.")
+@shared.gate_options()
+@shared.run_options()
+def command(**values: Any) -> int:
+    """Make MODEL ternary, deploy it for a target, verify, measure and report.
+
+    MODEL: a file of bitnet_export.save, a state_dict or safetensors file (with --model), a
+    Hugging Face directory, or an ONNX file.
+    """
+    as_json, quiet = values.pop("as_json"), values.pop("quiet")
+    ternary, gates = shared.take_ternary(values), shared.take_gates(values)
+    run = options.ExportOptions(ternary=ternary, gates=gates, **values)
+    check_model_exists(run.model)
+    if run.finetune_steps and run.data is None:
+        raise click.UsageError("--finetune-steps needs --data FILE.npz with training inputs")
+    check_output(run.directory, run.overwrite)
+    if run.skip_passes:
+        from bitnet_export.passes.base import check_skippable
+
+        check_skippable(run.skip_passes)
+    progress = make_progress(quiet)
+    try:
+        from bitnet_export.pipeline import run_export
+
+        report = run_export(run, progress)
+    finally:
+        progress.close()
+    return show_report(report, as_json=as_json, directory=run.directory)
+
+
+def check_model_exists(path: Path) -> None:
+    """A first argument that is neither a command nor a path gets both explanations."""
+    if path.exists():
+        return
+    from difflib import get_close_matches
+
+    from bitnet_export.cli import COMMANDS
+
+    close = get_close_matches(str(path), COMMANDS, n=1)
+    hint = f" Did you mean the command {close[0]}?" if close else ""
+    raise click.UsageError(f"there is no file, directory or command {str(path)!r}.{hint}")

@@ -1,0 +1,131 @@
+"""``bitnet-export finetune MODEL --data FILE``: distil into a ternary model file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from bitnet_export import options
+from bitnet_export.cli import shared_options as shared
+from bitnet_export.cli.export_command import check_model_exists
+from bitnet_export.cli.output import check_output_file
+from bitnet_export.cli.progress import make_progress
+from bitnet_export.cli.values import GroupedCommand, option
+
+TRAINING, DATA = "Training", "Data"
+
+
+@click.command("finetune", cls=GroupedCommand)
+@click.argument("model", type=shared.FILE)
+@option(
+    "--output",
+    "-o",
+    group=shared.RUN,
+    type=shared.FILE,
+    metavar="FILE",
+    help="The ternary model to write. [default: NAME-ternary.pt]",
+)
+@option("--force", "overwrite", group=shared.RUN, is_flag=True, help="Replace an existing file.")
+@shared.model_options("npz, safetensors or a directory of .txt files to train on.")
+@shared.ternary_options()
+@option("--steps", group=TRAINING, type=click.IntRange(min=1), default=300, help="Optimizer steps.")
+@option(
+    "--batch-size", group=TRAINING, type=click.IntRange(min=1), default=32, help="Samples a step."
+)
+@option(
+    "--lr",
+    group=TRAINING,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Learning rate. [default: by the number of parameters]",
+)
+@option(
+    "--temperature",
+    group=TRAINING,
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    help="Softens the logits that are distilled.",
+)
+@option(
+    "--bf16",
+    group=TRAINING,
+    is_flag=True,
+    help="Compute in bfloat16 where the processor can.",
+)
+@option(
+    "--eval-every",
+    group=TRAINING,
+    type=click.IntRange(min=1),
+    default=50,
+    help="Steps between evaluations.",
+)
+@option(
+    "--checkpoints",
+    "checkpoint_dir",
+    group=TRAINING,
+    type=shared.FILE,
+    metavar="DIR",
+    help="Keep a checkpoint at every evaluation.",
+)
+@option(
+    "--resume",
+    group=TRAINING,
+    is_flag=True,
+    help="Go on from the newest checkpoint in --checkpoints, exactly.",
+)
+@option(
+    "--labels",
+    group=DATA,
+    metavar="NAME",
+    help="Array of --data with labels. [default: none, the full-precision model teaches]",
+)
+@option(
+    "--eval-data",
+    group=DATA,
+    type=shared.FILE,
+    metavar="FILE",
+    help="Held-out inputs. [default: a part of --data]",
+)
+@option(
+    "--tokenizer",
+    group=DATA,
+    type=shared.FILE,
+    metavar="DIR",
+    help="Hugging Face tokenizer for text. [default: MODEL, if it is a directory]",
+)
+@option(
+    "--max-length",
+    group=DATA,
+    type=click.IntRange(min=2),
+    default=128,
+    help="Tokens a text is cut to.",
+)
+@shared.run_options()
+def command(**values: Any) -> None:
+    """Fine-tune MODEL as a ternary network against its own full-precision outputs.
+
+    Writes a model file that `bitnet-export FILE` takes like any other.
+    """
+    as_json, quiet = values.pop("as_json"), values.pop("quiet")
+    run = options.FinetuneOptions(ternary=shared.take_ternary(values), **values)
+    check_model_exists(run.model)
+    if run.data is None:
+        raise click.UsageError(
+            "--data is missing: pass inputs by name, as --data FILE.npz (numpy.savez), a "
+            "safetensors file, or a directory of .txt files with --tokenizer DIR"
+        )
+    if run.resume and run.checkpoint_dir is None:
+        raise click.UsageError("--resume needs --checkpoints DIR, where the checkpoints are")
+    check_output_file(run.file, run.overwrite)
+    progress = make_progress(quiet)
+    try:
+        from bitnet_export.pipeline import run_finetune
+
+        written = run_finetune(run, progress)
+    finally:
+        progress.close()
+    if as_json:
+        click.echo(json.dumps({"model": str(written)}))
+    else:
+        click.echo(f"written to {written}\nexport it with: bitnet-export {written} --target ort")

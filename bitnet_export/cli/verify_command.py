@@ -1,0 +1,38 @@
+"""``bitnet-export verify DIR``: does the deployment still compute what it should, here?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bitnet_export import options
+from bitnet_export.cli import shared_options as shared
+from bitnet_export.cli.output import show_report
+from bitnet_export.cli.values import GroupedCommand, option
+
+CHECKS = "Checks"
+
+
+@click.command("verify", cls=GroupedCommand)
+@click.argument("directory", type=shared.FILE)
+@option(
+    "--reference",
+    group=CHECKS,
+    type=shared.FILE,
+    metavar="MODEL",
+    help="The full-precision model, to measure quality against it.",
+)
+@shared.model_options("npz or safetensors with inputs to run on.")
+@shared.metric_options(CHECKS)
+@shared.gate_options()
+@shared.run_options()
+def command(**values: Any) -> int:
+    """Check DIRECTORY, which an export wrote: hashes, versions, parity and, with --reference or
+    --metric, quality."""
+    from bitnet_export.pipeline import run_verify
+
+    as_json, _ = values.pop("as_json"), values.pop("quiet")
+    gates = shared.take_gates(values)
+    report = run_verify(options.VerifyOptions(gates=gates, **values))
+    return show_report(report, as_json=as_json)

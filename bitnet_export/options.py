@@ -28,7 +28,10 @@ class Progress(Protocol):
         """A stage begins ("export", "passes"); the one before it is done."""
 
     def update(self, done: int, total: int, detail: str = "") -> None:
-        """``done`` of ``total`` steps of the current stage; detail, e.g. "loss 0.031"."""
+        """``done`` of ``total`` steps of the current stage; detail, e.g. "loss 0.031".
+
+        total 0: how many there are is not known, detail is what happens now.
+        """
 
     def note(self, text: str) -> None:
         """Something worth a line: a choice made for the user and why."""

@@ -52,7 +52,7 @@ class MainGroup(click.Group):
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
@@ -64,7 +64,7 @@ class MainGroup(click.Group):
         if not standalone_mode:
             return call()
         with exit_with_message():
-            code = call()
+            code: Any = call()
             raise SystemExit(code if isinstance(code, int) else 0)
 
 

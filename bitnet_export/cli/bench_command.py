@@ -9,6 +9,7 @@ import click
 from bitnet_export import options
 from bitnet_export.cli import shared_options as shared
 from bitnet_export.cli.output import show_report
+from bitnet_export.cli.progress import make_progress
 from bitnet_export.cli.values import GroupedCommand, option
 
 MEASURE = "Measurement"
@@ -50,9 +51,13 @@ MEASURE = "Measurement"
 @shared.run_options(threads=False)
 def command(**values: Any) -> int:
     """Measure DIRECTORY, which an export wrote: medians over interleaved runs of both models."""
-    from bitnet_export.pipeline import run_bench
+    as_json, quiet = values.pop("as_json"), values.pop("quiet")
+    run = options.BenchOptions(gates=shared.take_gates(values), **values)
+    progress = make_progress(quiet)
+    try:
+        from bitnet_export.pipeline import run_bench
 
-    as_json, _ = values.pop("as_json"), values.pop("quiet")
-    gates = shared.take_gates(values)
-    report = run_bench(options.BenchOptions(gates=gates, **values))
-    return show_report(report, as_json=as_json)
+        report = run_bench(run, progress)
+    finally:
+        progress.close()
+    return show_report(report, as_json=as_json, directory=run.directory)

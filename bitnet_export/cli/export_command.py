@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import click
 
 from bitnet_export import options
 from bitnet_export.cli import shared_options as shared
-from bitnet_export.cli.output import check_output, show_report
+from bitnet_export.cli.output import show_report
 from bitnet_export.cli.progress import make_progress
 from bitnet_export.cli.values import GroupedCommand, option
+from bitnet_export.output_dir import check_replaceable
 
 TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 
@@ -139,7 +141,8 @@ def command(**values: Any) -> int:
     check_model_exists(run.model)
     if run.finetune_steps and run.data is None:
         raise click.UsageError("--finetune-steps needs --data FILE.npz with training inputs")
-    check_output(run.directory, run.overwrite)
+    run = replace(run, output=run.directory)
+    check_replaceable(run.directory, run.overwrite)
     if run.skip_passes:
         from bitnet_export.passes.base import check_skippable
 

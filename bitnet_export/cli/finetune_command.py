@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -117,6 +118,7 @@ def command(**values: Any) -> None:
         )
     if run.resume and run.checkpoint_dir is None:
         raise click.UsageError("--resume needs --checkpoints DIR, where the checkpoints are")
+    run = replace(run, output=run.file)
     check_output_file(run.file, run.overwrite)
     progress = make_progress(quiet)
     try:

@@ -94,7 +94,7 @@ def _onnx_file(path: Path) -> Path:
     kind = detect(path)
     if kind != "onnx":
         raise InputError(
-            f"inspect reads ONNX files; this is a {kind.replace('_', ' ')}",
+            f"inspect reads ONNX files, and this is something else ({kind.replace('_', ' ')})",
             where=str(path),
             fix=f"export it first: bitnet-export {path} --target onnx",
         )

@@ -13,36 +13,7 @@ from bitnet_export.errors import EXIT_GATE_FAILED, EXIT_OK, UsageError
 if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
 
-MANIFEST = "manifest.json"
 MAX_ROWS = 8
-
-
-def check_output(directory: Path, overwrite: bool) -> None:
-    """Raise UsageError if writing ``directory`` would destroy something: before any work is done.
-
-    Only a directory that an export wrote (it has a manifest.json) is ever replaced.
-    """
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UsageError(
-            "it is a file", where=f"--output {directory}", fix="name a directory that is to be made"
-        )
-    if not any(directory.iterdir()):
-        return
-    if not (directory / MANIFEST).is_file():
-        raise UsageError(
-            f"the directory is not empty and has no {MANIFEST}, so no export wrote it; it is not "
-            "replaced, even with --force",
-            where=f"--output {directory}",
-            fix="choose another directory",
-        )
-    if not overwrite:
-        raise UsageError(
-            "it holds an earlier export",
-            where=f"--output {directory}",
-            fix="pass --force to replace it, or choose another directory",
-        )
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:

@@ -28,6 +28,9 @@ class BarProgress:
         click.echo(f"{name}{f': {detail}' if detail else ''} ...", err=True)
 
     def update(self, done: int, total: int, detail: str = "") -> None:
+        if not total:
+            self._write(f"  {detail}")
+            return
         from tqdm import tqdm
 
         if self._bar is None or self._bar.total != total:
@@ -77,7 +80,7 @@ class LogProgress:
 
     def update(self, done: int, total: int, detail: str = "") -> None:
         now = time.monotonic()
-        if now - self._last < LOG_SECONDS and done < total:
+        if not total or (now - self._last < LOG_SECONDS and done < total):
             return
         self._last = now
         left = (now - self._started) / max(done, 1) * (total - done)

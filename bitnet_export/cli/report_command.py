@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     group="Comparison",
     type=FRACTION,
     default=0.05,
-    show_default="5%",
-    help="Fail if size, speed or quality got worse by more than this.",
+    show_default=False,
+    help="Fail if size, speed or quality got worse by more than this. [default: 5%]",
 )
 @option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 @option("--markdown", group="Output", is_flag=True, help="Print Markdown, for a CI job's summary.")

@@ -9,6 +9,7 @@ import click
 from bitnet_export import options
 from bitnet_export.cli import shared_options as shared
 from bitnet_export.cli.output import show_report
+from bitnet_export.cli.progress import make_progress
 from bitnet_export.cli.values import GroupedCommand, option
 
 CHECKS = "Checks"
@@ -30,9 +31,13 @@ CHECKS = "Checks"
 def command(**values: Any) -> int:
     """Check DIRECTORY, which an export wrote: hashes, versions, parity and, with --reference or
     --metric, quality."""
-    from bitnet_export.pipeline import run_verify
+    as_json, quiet = values.pop("as_json"), values.pop("quiet")
+    run = options.VerifyOptions(gates=shared.take_gates(values), **values)
+    progress = make_progress(quiet)
+    try:
+        from bitnet_export.pipeline import run_verify
 
-    as_json, _ = values.pop("as_json"), values.pop("quiet")
-    gates = shared.take_gates(values)
-    report = run_verify(options.VerifyOptions(gates=gates, **values))
-    return show_report(report, as_json=as_json)
+        report = run_verify(run, progress)
+    finally:
+        progress.close()
+    return show_report(report, as_json=as_json, directory=run.directory)

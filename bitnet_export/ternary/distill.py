@@ -187,9 +187,13 @@ class _Run:
         frozen = set() if self.config.train_embeddings else _embedding_parameters(self.student)
         for p in self.student.parameters():
             p.requires_grad_(p.is_floating_point() and id(p) not in frozen)
+        # torch's fused encoder returns nested tensors, which cannot be compared with the student's.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
             for module, mode in training:
                 module.training = mode
             for p, needed in gradients:
@@ -242,7 +246,7 @@ class _Run:
         loss = torch.stack(list(terms.values())).sum()
         if not bool(torch.isfinite(loss)):
             raise StageError(
-                f"the loss became {float(loss)} at step {step + 1}",
+                f"the loss became {loss.item()} at step {step + 1}",
                 where="finetune",
                 fix=f"lower the learning rate (now {self.lr:g}), or check the data for NaN",
             )

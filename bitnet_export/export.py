@@ -1,0 +1,205 @@
+"""torch -> ONNX, with one bitnet::TernaryMatMul a frozen layer and its module path on each node.
+
+Modules are replaced before export (ternary/), so nothing has to be found again in the graph. What
+happens to the graph afterwards is the passes' business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bitnet_export import onnx_io, op
+from bitnet_export.errors import StageError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+DEFAULT_OPSET = 20
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def export_module(
+    module: torch.nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+    *,
+    axis_limits: Mapping[str, int] | None = None,
+    opset: int | None = None,
+    output_names: Sequence[str] | None = None,
+) -> onnx.ModelProto:
+    """Export ``module`` in eval mode, ternary layers included, through torch.onnx (dynamo).
+
+    example_inputs: by name, in forward's order. dynamic_axes: {"ids": {0: "batch"}}; the rest is
+    fixed to the example's sizes. output_names: None calls them "output", or "output_0" and so on,
+    so that the dense and the ternary export of one module agree. axis_limits: the largest size of an axis, by name. TernaryLinear layers become TernaryMatMul nodes with the function
+    body attached. Raises StageError naming the layer where torch says it.
+    """
+    import torch
+
+    opset = opset or DEFAULT_OPSET
+    op.register_schema()
+    inputs = _without_size_one(example_inputs, dynamic_axes)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                args=(),
+                kwargs=inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(output_names) if output_names else None,
+                dynamic_shapes=_dynamic_shapes(inputs, dynamic_axes, axis_limits or {}),
+                custom_translation_table=_translation_table(),
+                verbose=False,
+            )
+    except Exception as error:
+        raise StageError(
+            f"torch could not export the model: {_first_line(error)}",
+            where=type(module).__name__,
+            fix="check that the module runs on its example inputs and has no data-dependent "
+            "control flow; BITNET_EXPORT_DEBUG=1 shows torch's own account",
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    _name_layers(model)
+    if not output_names:
+        _name_outputs(model)
+    onnx_io.attach_functions(model)
+    model.ir_version = onnx_io.IR_VERSION
+    model.producer_name = "bitnet-export"
+    onnx_io.check_model(model, "export")
+    return model
+
+
+def _without_size_one(
+    inputs: Mapping[str, torch.Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]
+) -> dict[str, torch.Tensor]:
+    """Repeat dynamic axes of size 1: torch.export takes a 1 for a constant."""
+    result = {}
+    for name, tensor in inputs.items():
+        for axis in dynamic_axes.get(name, {}):
+            if tensor.shape[axis] == 1:
+                tensor = tensor.repeat_interleave(2, dim=axis)
+        result[name] = tensor.contiguous()
+    return result
+
+
+def _dynamic_shapes(
+    inputs: Mapping[str, torch.Tensor],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+    limits: Mapping[str, int],
+) -> dict[str, dict[int, Any]] | None:
+    """Axis names -> torch.export dims; equal names are one dim."""
+    import torch
+
+    if not any(dynamic_axes.values()):
+        return None
+    names = {n for axes in dynamic_axes.values() for n in axes.values()}
+    dims = {name: torch.export.Dim(name, max=limits.get(name)) for name in names}
+    return {
+        name: {axis: dims[n] for axis, n in dynamic_axes.get(name, {}).items()} for name in inputs
+    }
+
+
+def _translation_table() -> dict[Any, Any]:
+    """How torch.onnx writes our custom op: one node, attributes and all."""
+    import torch
+    from onnxscript import values
+
+    from bitnet_export.ternary import torch_op  # noqa: F401  registers the custom op
+
+    domain = values.Opset(op.DOMAIN, op.OP_VERSION)
+    ternary_matmul = values.Op(domain, op.OP_TYPE)
+    standard = values.Opset("", DEFAULT_OPSET)
+
+    def translate(
+        x: Any,
+        packed_weight: Any,
+        scale: Any,
+        bias: Any,
+        K: int,
+        N: int,
+        group_size: int,
+        activation_bits: int,
+    ) -> Any:
+        if bias is None:
+            import numpy as np
+            import onnx
+
+            zeros = onnx.numpy_helper.from_array(np.zeros(N, np.float32))
+            bias = standard.Constant(value=zeros)
+        return ternary_matmul(
+            x,
+            packed_weight,
+            scale,
+            bias,
+            K=K,
+            N=N,
+            group_size=group_size,
+            activation_bits=activation_bits,
+        )
+
+    return {torch.ops.bitnet.ternary_matmul.default: translate}
+
+
+def _name_layers(model: onnx.ModelProto) -> None:
+    """Keep each node's module path, and drop the rest of the exporter's metadata: stack traces
+    name files of the machine that exported, and outweigh the graph."""
+    import ast
+
+    import onnx
+
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES_KEY), "[]")
+        paths = [s for s in ast.literal_eval(scopes)[:-1] if s and not s.startswith("_empty")]
+        del node.metadata_props[:]
+        if paths:
+            node.metadata_props.append(
+                onnx.StringStringEntryProto(key=onnx_io.LAYER_KEY, value=paths[-1])
+            )
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del value.metadata_props[:]
+    del model.metadata_props[:], graph.metadata_props[:]
+
+
+def _name_outputs(model: onnx.ModelProto) -> None:
+    """The exporter names outputs after the last operator, which ternarizing changes."""
+    import onnx
+
+    outputs = model.graph.output
+    for i, value in enumerate(outputs):
+        name = "output" if len(outputs) == 1 else f"output_{i}"
+        model.graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+        value.name = name
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx prints its progress and warns about its own internals; the pipeline reports."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause's first line: torch's own messages run to pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,37 @@
+"""Graph passes on onnx-graphsurgeon, one a file; base.py says what a pass is."""
+
+from bitnet_export.passes.base import Pass, PassResult, Skip, run_passes
+from bitnet_export.passes.canonicalize import Canonicalize
+from bitnet_export.passes.fold_constants import FoldConstants
+from bitnet_export.passes.lower_2bit import LowerTwoBit
+from bitnet_export.passes.lower_int8 import LowerInt8
+from bitnet_export.passes.merge_siblings import MergeSiblings
+from bitnet_export.passes.opset import raise_opset
+from bitnet_export.passes.quantize_embeddings import QuantizeEmbeddings
+from bitnet_export.passes.recognise import RecogniseTernary
+from bitnet_export.passes.retarget_trt import RetargetTensorRT
+from bitnet_export.passes.ternarize_dense import TernarizeDense
+
+ALL_PASSES: tuple[type[Pass], ...] = (
+    FoldConstants,
+    Canonicalize,
+    RecogniseTernary,
+    TernarizeDense,
+    MergeSiblings,
+    QuantizeEmbeddings,
+    LowerInt8,
+    LowerTwoBit,
+    RetargetTensorRT,
+)
+OPTIONAL_PASSES: tuple[str, ...] = tuple(p.name for p in ALL_PASSES if p.optional)
+
+__all__ = [
+    "ALL_PASSES",
+    "OPTIONAL_PASSES",
+    "Pass",
+    "PassResult",
+    "Skip",
+    "raise_opset",
+    "run_passes",
+]
+__all__ += [p.__name__ for p in ALL_PASSES]

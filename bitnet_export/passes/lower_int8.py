@@ -1,0 +1,137 @@
+"""Lower TernaryMatMul to ONNX Runtime's int8 products: encoders, prefill, any larger M.
+
+The file keeps the 2-bit codes. A chain of standard operators on constants unpacks them; ONNX
+Runtime folds it once, when the session is created, and prepacks the int8 matrix. Activations are
+uint8 with zero point 128 (signed ones take a slow path there), scaled per row exactly as
+TernaryMatMul does, or per tensor on request, which is one fused operator and a little faster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitnet_export import op
+from bitnet_export.packing import ZERO_CODE
+from bitnet_export.passes.base import Builder, Pass, PassResult, TernaryNode, ternary_nodes
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+CONTRIB = "com.microsoft"
+
+
+class LowerInt8(Pass):
+    """TernaryMatMul -> QuantizeLinear + MatMulIntegerToFloat, or DynamicQuantizeMatMul."""
+
+    name = "lower-int8"
+    requires = "TernaryMatMul nodes"
+    ensures = "TernaryMatMuls with int8 activations and no group scales are int8 products"
+    optional = False
+
+    def __init__(self, activation_scale: str = "row") -> None:
+        self.activation_scale = activation_scale
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Rewrite what the integer operators can express."""
+        result = PassResult()
+        builder = Builder(graph)
+        quantized: dict[int, tuple[Any, Any]] = {}
+        for node in ternary_nodes(graph):
+            if node.attributes.group_size:
+                result.skip(node.layer, "group scales have no integer operator; it runs as 2-bit")
+            elif not node.attributes.activation_bits:
+                result.skip(node.layer, "float activations have no integer operator")
+            else:
+                self._lower(builder, node, quantized)
+                result.rewritten += 1
+        return result
+
+    def _lower(
+        self, builder: Builder, t: TernaryNode, quantized: dict[int, tuple[Any, Any]]
+    ) -> None:
+        layer = t.layer
+        weight = unpack_in_graph(builder, t)
+        scale = builder.constant(
+            t.scale.reshape(()) if t.scale.size == 1 else t.scale, f"{layer}.scale"
+        )
+        weight_zero = builder.literal(0, np.int8)
+        t.node.outputs.clear()
+        if self.activation_scale == "tensor":
+            inputs = [t.x, weight, scale, weight_zero]
+            if t.bias is not None:
+                inputs.append(builder.constant(t.bias, f"{layer}.bias"))
+            builder.node(
+                "DynamicQuantizeMatMul",
+                inputs,
+                layer=layer,
+                dtype=np.float32,
+                output=t.y,
+                domain=CONTRIB,
+            )
+            return
+        if id(t.x) not in quantized:
+            quantized[id(t.x)] = quantize_rows(builder, t.x, layer)
+        xq, a = quantized[id(t.x)]
+        sums = builder.node(
+            "MatMulIntegerToFloat",
+            [
+                xq,
+                weight,
+                builder.literal(1.0, np.float32),
+                scale,
+                builder.literal(128, np.uint8),
+                weight_zero,
+            ],
+            layer=layer,
+            dtype=np.float32,
+            domain=CONTRIB,
+        )
+        # The bias stays an Add of its own: ONNX Runtime fuses it with the Gelu or residual after it.
+        y = builder.node(
+            "Mul", [sums, a], layer=layer, dtype=np.float32, output=t.y if t.bias is None else None
+        )
+        if t.bias is not None:
+            bias = builder.constant(t.bias, f"{layer}.bias")
+            builder.node("Add", [y, bias], layer=layer, dtype=np.float32, output=t.y)
+
+
+def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
+    """x [..., K] float -> (xq [..., K] uint8 with zero point 128, a [..., 1]); op.py's numerics."""
+    f32 = np.float32
+
+    def node(op_type: str, *inputs: Any, **kwargs: Any) -> Any:
+        return builder.node(op_type, inputs, layer=layer, dtype=kwargs.pop("dtype", f32), **kwargs)
+
+    magnitude = node("Abs", x)
+    last_axis = builder.literal([-1], np.int64)
+    row_max = node("ReduceMax", magnitude, last_axis, attrs={"keepdims": 1})
+    s = node("Max", row_max, builder.literal(op.ABSMAX_FLOOR, f32))
+    a = node("Div", s, builder.literal(op.INT8_MAX, f32), hint="activation_scale")
+    scaled = node("Div", x, a, hint="scaled")
+    one, zero = builder.literal(1.0, f32), builder.literal(128, np.uint8)
+    xq = node("QuantizeLinear", scaled, one, zero, dtype=np.uint8)
+    return xq, a
+
+
+def unpack_in_graph(builder: Builder, t: TernaryNode) -> Any:
+    """packed_weight [N, K'/4] uint8 -> int8 [K, N], computed by constant nodes in the graph."""
+    at = t.attributes
+
+    def node(op_type: str, *inputs: Any, dtype: Any, **attrs: Any) -> Any:
+        hint = f"unpack.{op_type}"
+        return builder.node(op_type, inputs, layer=t.layer, dtype=dtype, attrs=attrs, hint=hint)
+
+    u8, i64 = np.uint8, np.int64
+    packed = builder.constant(t.packed_weight[..., None], f"{t.layer}.packed_weight")
+    shifts = builder.literal([0, 2, 4, 6], u8)
+    shifted = node("BitShift", packed, shifts, dtype=u8, direction="RIGHT")
+    codes = node("BitwiseAnd", shifted, builder.literal([3], u8), dtype=u8)
+    rows = node("Reshape", codes, builder.literal([at.N, -1], i64), dtype=u8)
+    begin, end, axis = ([0], [at.K], [1])
+    cut = node("Slice", rows, *(builder.literal(v, i64) for v in (begin, end, axis)), dtype=u8)
+    columns = node("Transpose", cut, dtype=u8, perm=[1, 0])
+    wide = node("Cast", columns, dtype=np.int32, to=6)
+    centred = node("Sub", wide, builder.literal(ZERO_CODE, np.int32), dtype=np.int32)
+    return node("Cast", centred, dtype=np.int8, to=3)

@@ -1,0 +1,40 @@
+"""Find weights that are ternary already, trits times a scale, and keep them exactly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bitnet_export.passes.base import Builder, Pass, PassResult
+from bitnet_export.passes.matmul_sites import find_sites
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+class RecogniseTernary(Pass):
+    """A foreign graph's ternary layers, trained elsewhere, become TernaryMatMuls untouched."""
+
+    name = "recognise-ternary"
+    requires = "constants folded; canonical MatMuls"
+    ensures = "every weight that is exactly ternary times a scale is a TernaryMatMul"
+
+    def __init__(self, activation_bits: int = 8) -> None:
+        self.activation_bits = activation_bits
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Rewrite the ternary ones, skip the dense ones."""
+        import torch
+
+        from bitnet_export.ternary import ternarize_weight
+        from bitnet_export.ternary.quantizers import find_ternary
+
+        result = PassResult()
+        builder = Builder(graph)
+        for site in find_sites(graph, result):
+            weight = site.weight.T
+            if find_ternary(torch.tensor(weight)) is None:
+                result.skip(site.layer, "weights are not ternary")
+                continue
+            site.replace(builder, *ternarize_weight(weight), activation_bits=self.activation_bits)
+            result.rewritten += 1
+        return result

@@ -1,0 +1,130 @@
+"""Running what an export wrote: ``load_session(directory)`` and the ONNX Runtime session behind it.
+
+The manifest is checked first. The session takes feeds and gives outputs as ONNX Runtime's own
+``run(output_names, feeds)`` does. A provider that is missing is an error, not a silent fallback.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet_export.errors import BitnetExportError, MissingRequirement, StageError
+from bitnet_export.manifest import MODEL, Manifest, check_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnxruntime as ort
+
+CPU = "CPUExecutionProvider"
+# Set to 0 to run TernaryMatMul through its function body even where the native library is there.
+NATIVE_VARIABLE = "BITNET_EXPORT_NATIVE"
+
+
+class Session:
+    """A loaded model: ``run(output_names, feeds)`` with named arrays, as ONNX Runtime's session.
+
+    manifest: what the directory says about itself. native: the native library in use, or None.
+    """
+
+    def __init__(self, session: ort.InferenceSession, manifest: Manifest, native: Path | None):
+        self._session = session
+        self.manifest = manifest
+        self.native = native
+
+    def run(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        """feeds: input name -> array -> the named outputs, all of them for None."""
+        return self._session.run(output_names, dict(feeds))
+
+    def get_inputs(self) -> list[Any]:
+        """Input descriptions with name, shape and type."""
+        return self._session.get_inputs()
+
+    def get_outputs(self) -> list[Any]:
+        """Output descriptions with name, shape and type."""
+        return self._session.get_outputs()
+
+    def get_providers(self) -> list[str]:
+        """The execution providers in use."""
+        return self._session.get_providers()
+
+
+def load_session(directory: str | os.PathLike[str], threads: int | None = None) -> Session:
+    """Load an output directory of any target that runs here.
+
+    threads: intra-op threads, None for ONNX Runtime's own choice. Raises InputError where the
+    directory is damaged, MissingRequirement where this machine lacks what it needs.
+    """
+    path = Path(directory)
+    manifest = check_manifest(path)
+    if manifest.target in ("trt", "trt-rtx"):
+        raise MissingRequirement(
+            f"holds a model for TensorRT ({manifest.target}), which this version does not run",
+            where=str(path),
+            fix="export with --target ort or onnx to run on a CPU",
+        )
+    native = native_library() if manifest.target == "onnx" else None
+    session = open_session(path / MODEL, threads=threads, native=native)
+    return Session(session, manifest, native)
+
+
+def open_session(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    provider: str = CPU,
+    native: Path | None = None,
+) -> ort.InferenceSession:
+    """An ONNX Runtime session with all graph optimizations and one inter-op thread.
+
+    threads: intra-op threads, None: ONNX Runtime's default. native: a library of custom ops to
+    register. Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
+    back silently), StageError where the model does not load.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingRequirement(
+            "ONNX Runtime is not installed", fix="pip install 'bitnet-export[ort]'"
+        ) from error
+    if provider not in ort.get_available_providers():
+        raise MissingRequirement(
+            f"ONNX Runtime has no {provider} here, only {', '.join(ort.get_available_providers())}",
+            fix="pip install 'bitnet-export[ort-gpu]' on a machine with that device",
+        )
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    try:
+        if native is not None:
+            options.register_custom_ops_library(os.fspath(native))
+        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+    except Exception as error:
+        raise StageError(
+            f"ONNX Runtime {ort.__version__} does not load the model: {error}", where=str(path)
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise MissingRequirement(
+            f"asked for {provider}, ONNX Runtime chose {session.get_providers()[0]}",
+            where=str(path),
+            fix="check the driver and the versions with bitnet-export doctor",
+        )
+    return session
+
+
+def native_library() -> Path | None:
+    """The native TernaryMatMul for ONNX Runtime, where it is installed and not switched off."""
+    if os.environ.get(NATIVE_VARIABLE, "1") == "0":
+        return None
+    from bitnet_export.native import find_library
+
+    try:
+        return find_library("ort_cpu").path
+    except BitnetExportError:
+        return None

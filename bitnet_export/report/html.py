@@ -130,7 +130,7 @@ def _size(report: Report) -> str:
 
 
 def _size_table(size: SizeBlock) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in PARTS:
         part = size.by_part.get(name)
         if part is None:

@@ -108,11 +108,11 @@ def passes_section(report: Report) -> str:
         rows = [(escape(d.name), escape(d.choice), escape(d.reason)) for d in report.decisions]
         body += f"<h3>Choices made</h3>{table(('option', 'choice', '+why'), rows)}"
     if report.passes:
-        rows = [
+        cells = [
             (escape(p.name), str(p.rewritten), str(len(p.skipped)), escape("; ".join(p.notes)))
             for p in report.passes
         ]
-        body += f"<h3>Passes</h3>{table(('pass', '#rewritten', '#left alone', '+'), rows)}"
+        body += f"<h3>Passes</h3>{table(('pass', '#rewritten', '#left alone', '+'), cells)}"
         body += "".join(_skips(p) for p in report.passes if p.skipped)
     return section("Graph passes", "", body) if body else ""
 

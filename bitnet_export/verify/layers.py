@@ -16,9 +16,10 @@ import numpy as np
 
 from bitnet_export import onnx_io, op, packing
 from bitnet_export.errors import InputError
+from bitnet_export.targets.session import open_session
 from bitnet_export.verify.parity import cosine_similarity
 from bitnet_export.verify.results import LayerRow, finite
-from bitnet_export.verify.runners import open_session, run_session
+from bitnet_export.verify.runners import run_session
 
 if TYPE_CHECKING:
     import onnx

@@ -42,7 +42,8 @@ def resident_bytes() -> int | None:
 
 
 def _main() -> None:
-    from bitnet_export.verify.runners import open_session, run_session
+    from bitnet_export.targets.session import open_session
+    from bitnet_export.verify.runners import run_session
 
     path, feeds_file, threads = sys.argv[1:4]
     with np.load(feeds_file) as archive:

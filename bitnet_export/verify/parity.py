@@ -29,11 +29,15 @@ Implementation = Any  # a Polygraphy BaseRunner, or RunResults saved earlier
 
 @dataclass(frozen=True)
 class Pair:
-    """Two implementations by name, and what differs between them (keys of TOLERANCES)."""
+    """Two implementations by name, and what differs between them (keys of TOLERANCES).
+
+    layers: ternary layers of the model, which the tolerance grows with; None: many.
+    """
 
     reference: str
     other: str
     kinds: tuple[str, ...]
+    layers: int | None = None
 
     @property
     def label(self) -> str:
@@ -61,12 +65,12 @@ def run_parity(
     cases: Sequence[Case],
     *,
     atol: float | None = None,
-    save_to: Path | None = None,
+    save: Mapping[str, Path] | None = None,
 ) -> list[ParityRow]:
     """Run every implementation on every case and compare the pairs, output by output.
 
     implementations: a Polygraphy runner (runners.py) or results saved earlier, on these same
-    cases. save_to: a directory for the results of each. A run that fails, a missing output, NaN
+    cases. save: files for the results of some, by name. A run that fails, a missing output, NaN
     or infinity on either side, another shape or dtype: each is a failed row. Raises InputError
     where there is nothing to compare.
     """
@@ -76,10 +80,11 @@ def run_parity(
     missing = [name for name in used if name not in implementations]
     if missing:
         raise InputError(f"no implementation named {', '.join(missing)}")
-    outcomes = {name: _run(name, implementations[name], cases, save_to) for name in used}
+    files = save or {}
+    outcomes = {n: _run(n, implementations[n], cases, files.get(n)) for n in used}
     rows = []
     for pair in pairs:
-        tolerance = tolerance_for(*pair.kinds, atol=atol)
+        tolerance = tolerance_for(*pair.kinds, layers=pair.layers, atol=atol)
         both = zip(outcomes[pair.reference], outcomes[pair.other], strict=True)
         for case, (reference, other) in zip(cases, both, strict=True):
             rows += compare_case(pair, case.label, reference, other, tolerance)
@@ -107,8 +112,8 @@ def _run(
     except Exception:  # find the case that failed; the others still count
         return [_run_alone(implementation, case) for case in cases]
     if save_to is not None:
-        save_to.mkdir(parents=True, exist_ok=True)
-        save_results(results, save_to / f"{name.replace(' ', '-')}.json")
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        save_results(results, save_to)
     return list(results[0][1])
 
 

@@ -1,6 +1,6 @@
 """Implementations of a model as Polygraphy runners: an ONNX file, a torch module, saved results.
 
-Sessions are made with stated options and an asserted provider. What is compared with what, and
+What is compared with what, and
 how close it must be, is parity.py's business; timing is speed.py's.
 """
 
@@ -17,55 +17,14 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import RunResults
+from polygraphy.logger import G_LOGGER
 
-from bitnet_export.errors import InputError, MissingRequirement, StageError
+from bitnet_export.errors import InputError, StageError
+from bitnet_export.targets.session import CPU, open_session
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnxruntime as ort
     import torch
-
-CPU = "CPUExecutionProvider"
-
-
-def open_session(
-    path: Path | str, *, threads: int | None = None, provider: str = CPU
-) -> ort.InferenceSession:
-    """An ONNX Runtime session with all graph optimizations and one inter-op thread.
-
-    threads: intra-op threads, None: ONNX Runtime's default. Raises MissingRequirement where the
-    provider is absent (ONNX Runtime itself falls back silently), StageError where the model does
-    not load.
-    """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingRequirement(
-            "ONNX Runtime is not installed", fix="pip install 'bitnet-export[ort]'"
-        ) from error
-    if provider not in ort.get_available_providers():
-        raise MissingRequirement(
-            f"ONNX Runtime has no {provider} here, only {', '.join(ort.get_available_providers())}",
-            fix="pip install 'bitnet-export[ort-gpu]' on a machine with that device",
-        )
-    options = ort.SessionOptions()
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = threads or 0
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
-    except Exception as error:
-        raise StageError(
-            f"ONNX Runtime {ort.__version__} does not load the model: {error}", where=str(path)
-        ) from error
-    if session.get_providers()[0] != provider:
-        raise MissingRequirement(
-            f"asked for {provider}, ONNX Runtime chose {session.get_providers()[0]}",
-            where=str(path),
-            fix="check the driver and the versions with bitnet-export doctor",
-        )
-    return session
 
 
 def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,10 +35,19 @@ def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndar
 
 
 def onnx_runner(
-    path: Path | str, name: str, *, threads: int | None = None, provider: str = CPU
+    path: Path | str,
+    name: str,
+    *,
+    threads: int | None = None,
+    provider: str = CPU,
+    native: Path | None = None,
 ) -> BaseRunner:
-    """A Polygraphy runner on an ONNX file. The session is made when the runner is activated."""
-    return OnnxrtRunner(lambda: open_session(path, threads=threads, provider=provider), name=name)
+    """A Polygraphy runner on an ONNX file. The session is made when the runner is activated.
+
+    native: a library of custom operators to run it with."""
+    return OnnxrtRunner(
+        lambda: open_session(path, threads=threads, provider=provider, native=native), name=name
+    )
 
 
 class TorchRunner(BaseRunner):
@@ -137,13 +105,15 @@ def feed_function(session: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def save_results(results: RunResults, path: Path) -> None:
     """Keep what a run put out, to compare it on another machine."""
-    results.save(os.fspath(path))
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results.save(os.fspath(path))
 
 
 def load_results(path: Path) -> RunResults:
     """Results that save_results or ``polygraphy run --save-outputs`` wrote. Raises InputError."""
     try:
-        return RunResults.load(os.fspath(path))
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            return RunResults.load(os.fspath(path))
     except Exception as error:
         raise InputError(
             f"holds no saved Polygraphy results ({error})",

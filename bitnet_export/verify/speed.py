@@ -8,7 +8,6 @@ processes by memory.py. Gates on the result are report/gates.py's.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_export.env import usable_cores
 from bitnet_export.errors import InputError
+from bitnet_export.targets.session import CPU, open_session
 from bitnet_export.verify.feeds import Case
 from bitnet_export.verify.memory import measure_memory
 from bitnet_export.verify.results import SpeedRow
-from bitnet_export.verify.runners import CPU, open_session
 from bitnet_export.verify.size import measure_size
 
 WARM_UP_RUNS = 3
@@ -31,13 +31,6 @@ MIN_SAMPLES = 11
 # get steadier for free.
 SETTLE_SECONDS = 0.5
 MAX_SAMPLES = 1000
-
-
-def usable_cores() -> int:
-    """Logical processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def measure_speed(
@@ -50,6 +43,7 @@ def measure_speed(
     samples: int = 50,
     budget_s: float = 20.0,
     memory: bool = False,
+    native: Path | None = None,
     seed: int = 0,
     on_case: Callable[[str], None] = lambda label: None,
 ) -> list[SpeedRow]:
@@ -57,13 +51,18 @@ def measure_speed(
 
     threads: intra-op threads of both sessions, None: all usable cores. samples: timed runs of
     each side, fewer (never below 11) where ``budget_s`` seconds a case run out. Raises
-    InputError without cases, and what open_session raises.
+    InputError without cases, and what open_session raises. native: a library of custom operators
+    to run the output with.
     """
     if not cases or samples < 1:
         raise InputError(f"nothing to time: {len(cases)} input shapes, {samples} samples")
     count = threads or usable_cores()
     paths = (baseline_path, path)
-    sessions = [open_session(p, threads=count, provider=provider) for p in paths]
+    libraries = (None, native)
+    sessions = [
+        open_session(p, threads=count, provider=provider, native=library)
+        for p, library in zip(paths, libraries, strict=True)
+    ]
     name = f"{measure_size(baseline_path).dtype} ONNX"
     rows = []
     for case in cases:

@@ -95,10 +95,10 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     help="Leave an optional graph pass out. Repeatable; a wrong name lists them.",
 )
 @option(
-    "--keep-intermediate",
+    "--keep-intermediate/--no-keep-intermediate",
     group=GRAPH,
-    is_flag=True,
-    help="Keep the models between the stages, to look into.",
+    default=True,
+    help="Keep intermediate/: the full-precision and ternary ONNX that verify and bench use.",
 )
 @option(
     "--min-shape",

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bitnet_export import env
+from bitnet_export import env, native
 
 OK, LIMITED, ABSENT, MISSING = "ok", "limited", "absent", "missing"
 
@@ -28,7 +28,6 @@ ORT_2BIT_CPU, ORT_2BIT_CUDA = "1.28", "1.31"
 TRT_MINIMUM = "10.10"
 # The plugin's kernels are built for it; others fall back to PTX.
 TURING = "7.5"
-NATIVE_LIBRARIES = ("bitnet_ort", "bitnet_trt")
 
 
 @dataclass(frozen=True)
@@ -195,19 +194,15 @@ def _compilers() -> Iterator[Check]:
 
 def _native() -> Iterator[Check]:
     group = "Native libraries of this package"
-    try:
-        from bitnet_export import native
-    except ImportError:
-        yield Check(
-            group, "all", ABSENT, "not part of this build; stock ONNX Runtime operators are used"
-        )
-        return
-    for name in NATIVE_LIBRARIES:
-        path = native.find_library(name)
+    for name in native.LIBRARIES:
+        search = native.search_library(name)
+        chosen = search.chosen
+        # What would be loaded, then each place that was looked at and what was there.
+        places = "; ".join(f"{c.source}: {c.reason}" for c in search.candidates)
         yield Check(
             group,
             name,
-            OK if path else ABSENT,
-            str(path) if path else "not built; stock operators are used instead",
-            "see docs/troubleshooting.md, Native libraries",
+            OK if chosen else ABSENT,
+            f"{chosen.path} ({places})" if chosen else f"not found ({places})",
+            "" if chosen else native.remedy(search),
         )

@@ -1,0 +1,79 @@
+"""The shipped plugin as a file: what it exports, what it needs, what it says it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bitnet_export.native import read_build_info
+
+from .conftest import REPOSITORY, Unavailable
+
+# Anything else the dynamic loader would have to find on the user's machine.
+SYSTEM_LIBRARIES = re.compile(r"lib(c|m|dl|rt|pthread)\.so\.\d|ld-linux.*")
+
+
+def _readelf(option: str, path: Path, unavailable: Unavailable) -> str:
+    if shutil.which("readelf") is None:
+        unavailable("there is no readelf: apt-get install binutils")
+    done = subprocess.run(
+        ["readelf", "--wide", option, str(path)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def exported(plugin_library: Path, unavailable: Unavailable) -> set[str]:
+    names = set()
+    for line in _readelf("--dyn-syms", plugin_library, unavailable).splitlines():
+        columns = line.split()
+        # Num: Value Size Type Bind Vis Ndx Name
+        if len(columns) >= 8 and columns[4] in ("GLOBAL", "WEAK") and columns[6] != "UND":
+            names.add(columns[7].split("@")[0])
+    return names
+
+
+def test_exports_only_what_tensorrt_looks_up(exported: set[str]) -> None:
+    assert exported == {"getCreators", "setLoggerFinder"}
+
+
+def test_needs_only_system_libraries(plugin_library: Path, unavailable: Unavailable) -> None:
+    dynamic = _readelf("--dynamic", plugin_library, unavailable)
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
+    assert needed
+    foreign = [name for name in needed if not SYSTEM_LIBRARIES.fullmatch(name)]
+    assert foreign == []  # in particular no libnvinfer, libcudart, libcuda, libstdc++
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+def test_says_what_it_is(plugin_library: Path) -> None:
+    info = read_build_info(plugin_library)
+    assert info is not None
+    assert info["library"] == "tensorrt_plugin"
+    assert info["version"] == importlib.metadata.version("bitnet-export")
+    header = (REPOSITORY / "plugins" / "kernels" / "ternary_matmul.h").read_text()
+    kernels = re.search(r"kKernelVersion = (\d+)", header)
+    assert kernels
+    assert info["kernels"] == kernels[1]
+    assert "75-real" in info["cuda"]
+
+
+def test_holds_turing_code_and_ptx(plugin_library: Path) -> None:
+    """Machine code for compute capability 7.5, and PTX that newer cards compile."""
+    cuobjdump = shutil.which("cuobjdump", path="/usr/local/cuda/bin") or shutil.which("cuobjdump")
+    if cuobjdump is None:
+        pytest.skip("there is no cuobjdump on this machine to look inside with")
+    listed = subprocess.run(
+        [cuobjdump, "--list-elf", "--list-ptx", str(plugin_library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "sm_75.cubin" in listed
+    assert re.search(r"sm_\d+\.ptx", listed)

@@ -79,9 +79,7 @@ def tiny_config(kind: str) -> Any:
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     if kind == "bert":
-        return transformers.BertConfig(
-            **common, intermediate_size=32, max_position_embeddings=24
-        )
+        return transformers.BertConfig(**common, intermediate_size=32, max_position_embeddings=24)
     if kind == "llama":
         return transformers.LlamaConfig(
             **common, intermediate_size=32, num_key_value_heads=1, max_position_embeddings=64
@@ -113,3 +111,7 @@ def save_huggingface(directory: Path, kind: str, head: str = "Model") -> Any:
     model = tiny_model(kind, head)
     model.save_pretrained(directory)
     return model
+
+
+def k_zero() -> nn.Module:
+    return nn.Linear(0, 4)

@@ -32,18 +32,13 @@ def layers_section(report: Report) -> str:
 
 
 def _layer_table(report: Report) -> str:
-    head = ("layer", "status", "+why", "#K, N", "kernel", "#zeros", "#error", "#cosine")
+    head = ("layer", "+became", "#K, N", "kernel", "#zeros", "#error", "#cosine")
     rows = []
     for r in report.layers:
         shape = f"{r.inputs}, {r.outputs}" if r.inputs and r.outputs else DASH
         error = percent(r.relative_error, 2)
-        texts = (
-            escape(r.name),
-            escape(r.status),
-            escape(r.reason),
-            shape,
-            escape(r.kernel) or DASH,
-        )
+        became = ": ".join(filter(None, (r.status, r.reason)))
+        texts = (escape(r.name), escape(became), shape, escape(r.kernel) or DASH)
         rows.append((*texts, percent(r.sparsity), error, number(r.cosine)))
     return table(head, rows)
 

@@ -9,6 +9,7 @@ from bitnet_export.report.text import (
     milliseconds,
     number,
     percent,
+    plural,
     times,
 )
 
@@ -25,7 +26,10 @@ def render_markdown(report: Report) -> str:
     lines += _table(report)
     lines += _failures(report)
     if report.warnings:
-        lines += ["", f"{len(report.warnings)} warnings, the first: {_cell(report.warnings[0])}"]
+        lines += [
+            "",
+            f"{plural(len(report.warnings), 'warning')}, the first: {_cell(report.warnings[0])}",
+        ]
     return "\n".join(lines[:MAX_LINES]) + "\n"
 
 

@@ -46,7 +46,7 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 550; white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; } th:last-child, td:last-child { padding-right: 0; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.name { font-weight: 550; min-width: 110px; overflow-wrap: break-word; }
+td.name { font-weight: 550; min-width: 150px; overflow-wrap: break-word; }
 td.wide { min-width: 200px; }
 .mark { font-weight: 650; white-space: nowrap; } .mark.ok { color: var(--good); }
 .mark.no { color: var(--bad); }

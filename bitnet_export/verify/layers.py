@@ -95,7 +95,7 @@ def compare_layers(
         )
     references = run_exposed(function, [p[0] for p in pairs.values()], feeds, threads)
     others = run_exposed(lowered, [p[1] for p in pairs.values()], feeds, threads)
-    kernels = {name: _kernel(lowered, name) for name in pairs}
+    kernels = {name: kernel_behind(lowered, tensor) for name, (_, tensor) in pairs.items()}
     return {
         name: layer_error(references[a], others[b], kernels[name]) for name, (a, b) in pairs.items()
     }
@@ -153,9 +153,22 @@ _MATMULS = (
 )
 
 
-def _kernel(model: onnx.ModelProto, layer: str) -> str:
-    used = {n.op_type for n in model.graph.node if layer_name(n) == layer}
-    return next((name for name in _MATMULS if name in used), "")
+def kernel_behind(model: onnx.ModelProto, tensor: str) -> str:
+    """The operator that multiplies for ``tensor``: the nearest one upstream, "" where none is.
+
+    Not by layer name: merged siblings share one product and a Split.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    waiting, seen = [tensor], set()
+    for name in waiting:  # breadth first; grows while it is walked
+        node = producers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type in _MATMULS:
+            return str(node.op_type)
+        waiting += node.input
+    return ""
 
 
 def run_exposed(

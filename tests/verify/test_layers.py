@@ -6,6 +6,7 @@ import pytest
 from bitnet_export.errors import InputError
 from bitnet_export.verify.layers import (
     compare_layers,
+    kernel_behind,
     layer_error,
     layer_weights,
     with_errors,
@@ -97,3 +98,19 @@ def test_weights_and_rows(function):
     assert rows[0].kernel == "MatMulNBits"
     assert rows[0].inputs == models.K
     assert rows[1] == ROWS[1]
+
+
+def test_kernel_is_found_behind_a_split():
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("MatMulInteger", ["earlier", "w0"], ["x"]),
+        helper.make_node("MatMulNBits", ["x", "w", "s"], ["wide"]),
+        helper.make_node("Add", ["wide", "b"], ["sum"]),
+        helper.make_node("Split", ["sum"], ["q", "k"]),
+        helper.make_node("Relu", ["q2"], ["r"]),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert kernel_behind(model, "k") == "MatMulNBits"
+    assert kernel_behind(model, "x") == "MatMulInteger"
+    assert kernel_behind(model, "r") == ""

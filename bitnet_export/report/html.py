@@ -15,7 +15,7 @@ from bitnet_export.report.html_details import (
     parity_section,
     passes_section,
 )
-from bitnet_export.report.html_parts import mark, section, table, tile
+from bitnet_export.report.html_parts import breakable, mark, section, table, tile
 from bitnet_export.report.page_style import CSS
 from bitnet_export.report.schema import Report, SizeBlock, SpeedRow
 from bitnet_export.report.svg import PARTS, latency_strips, loss_curve, size_bars
@@ -113,10 +113,10 @@ def _warnings(report: Report) -> str:
 
 def _gates(report: Report) -> str:
     rows = [
-        (escape(g.name), mark(g.passed), number(g.value), number(g.limit), escape(g.detail))
+        (breakable(g.name), mark(g.passed), escape(g.detail), number(g.value), number(g.limit))
         for g in report.gates
     ]
-    return section("Gates", "", table(("gate", "", "#measured", "#limit", "+"), rows))
+    return section("Gates", "", table(("gate", "", "+", "#measured", "#limit"), rows))
 
 
 def _size(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from html import escape
 
-from bitnet_export.report.html_parts import folded, mark, section, table
+from bitnet_export.report.html_parts import breakable, folded, mark, section, table
 from bitnet_export.report.schema import ParityRow, PassRow, Report
 from bitnet_export.report.svg import layer_columns
 from bitnet_export.report.text import DASH, megabytes, number, percent, plural, scientific
@@ -38,7 +38,7 @@ def _layer_table(report: Report) -> str:
         shape = f"{r.inputs}, {r.outputs}" if r.inputs and r.outputs else DASH
         error = percent(r.relative_error, 2)
         became = ": ".join(filter(None, (r.status, r.reason)))
-        texts = (escape(r.name), escape(became), shape, escape(r.kernel) or DASH)
+        texts = (breakable(r.name), escape(became), shape, escape(r.kernel) or DASH)
         rows.append((*texts, percent(r.sparsity), error, number(r.cosine)))
     return table(head, rows)
 

@@ -42,6 +42,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def breakable(name: str) -> str:
+    """A dotted or underscored name that may break after each part."""
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
 def mark(passed: bool) -> str:
     """A verdict that does not rest on colour alone."""
     css, word = ("ok", "✓ pass") if passed else ("no", "✗ fail")

@@ -46,7 +46,7 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 550; white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; } th:last-child, td:last-child { padding-right: 0; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.name { font-weight: 550; min-width: 150px; overflow-wrap: break-word; }
+td.name { font-weight: 550; min-width: 105px; overflow-wrap: break-word; }
 td.wide { min-width: 200px; }
 .mark { font-weight: 650; white-space: nowrap; } .mark.ok { color: var(--good); }
 .mark.no { color: var(--bad); }
@@ -85,6 +85,6 @@ footer { color: var(--soft); font-size: 12.5px; }
 @media (max-width: 560px) { main { padding: 18px 12px 32px; } section { padding: 16px 14px; }
   h1 { font-size: 22px; } .tiles { grid-template-columns: 1fr 1fr; gap: 8px; }
   .tile { padding: 10px 12px; } .tile .value { font-size: 24px; } dl { grid-template-columns: 1fr; }
-  dd { margin-bottom: 6px; } }
+  dd { margin-bottom: 6px; } td.wide { min-width: 175px; } }
 @media print { body { background: #fff; } section, .tile { break-inside: avoid; } }
 """

@@ -34,7 +34,7 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in {"meta"}:
+        if tag not in {"meta", "wbr"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -64,12 +64,13 @@ def test_html_has_every_picture_and_number():
     report = sample.passing()
     page = render_html(report)
     words = " ".join(Checker(page).words)
+    text_of_page = "".join(Checker(page).words)
     assert page.count('role="img"') == 1 + len(report.speed) + 2 + 1
     assert page.count('class="fill-sparsity"') == page.count('class="fill-error"') == 36
     for expected in ("PASS", "6.12x", "2.37x", "0.862", "12/12", "--min-speedup 1.5"):
         assert expected in words
     for row in report.layers:
-        assert row.name in words
+        assert row.name in text_of_page
     assert "weights are not ternary" in words
     assert report.warnings[0] in words
     assert "FAIL" not in words

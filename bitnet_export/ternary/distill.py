@@ -38,11 +38,12 @@ class FinetuneConfig:
 
     lr: None chooses by the number of parameters. objective: "auto" looks at the teacher's output.
     temperature: of the logits' KL. *_weight: factors of the loss terms; label_weight counts only
-    if labels names an entry of the data. eval_every, checkpoint_every: steps; 0 means only at the
-    end. bf16: None uses bfloat16 autocast where the CPU computes in it. dropout: keep the
-    student's dropout on (off by default: the teacher's answers have none). train_embeddings: off
-    by default, they stay as they are. teacher_cache_mb: keep the teacher's answers per batch up
-    to this much memory; batches then keep their composition over epochs.
+    if labels names an entry of the data. eval_every: steps, 0 means only at the end;
+    checkpoint_every: the same, None means at every evaluation. bf16: None uses bfloat16 autocast
+    where the CPU computes in it. dropout: keep the student's dropout on (off by default: the
+    teacher's answers have none). train_embeddings: off by default, they stay as they are.
+    teacher_cache_mb: keep the teacher's answers per batch up to this much memory; batches then
+    keep their composition over epochs.
     """
 
     steps: int = 300
@@ -59,7 +60,7 @@ class FinetuneConfig:
     clip: float = 1.0
     eval_every: int = 50
     checkpoint_dir: Path | None = None
-    checkpoint_every: int = 100
+    checkpoint_every: int | None = None
     resume: bool = False
     bf16: bool | None = None
     dropout: bool = False
@@ -209,6 +210,8 @@ class _Run:
             parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
         first = self._resume(optimizer) if config.resume else 0
+        save_every = config.checkpoint_every
+        save_every = config.eval_every if save_every is None else save_every
         result.objective, result.lr = self.objective, self.lr
         started = time.perf_counter()
         with losses.Capture(self.student, self.sites) as capture:
@@ -220,7 +223,7 @@ class _Run:
                 if _due(done, config.eval_every, config.steps):
                     evaluation = {"step": float(done), **self.evaluate(capture)}
                     result.evaluations.append(evaluation)
-                if config.checkpoint_dir and _due(done, config.checkpoint_every, config.steps):
+                if config.checkpoint_dir and _due(done, save_every, config.steps):
                     checkpoint.save(config.checkpoint_dir, self._state(done, optimizer))
                 if progress:
                     eta = (time.perf_counter() - started) / (done - first) * (config.steps - done)

@@ -148,9 +148,8 @@ def _twn(w: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
         largest = magnitude.amax(1)
         if bool(((magnitude == 0) | (magnitude == largest[:, None])).all()):
             return trits, largest
-    # |w| summed over the kept weights is w . trits
-    scale = torch.linalg.vecdot(w, trits) / kept.sum(1).clamp_min_(1)
-    return trits, scale
+    count = kept.sum(1).clamp_min_(1)
+    return trits, magnitude.mul_(kept).sum(1) / count
 
 
 def dequantize(trits: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+// y = x . w^T in tiles, by the int8 tensor cores: mma m8n8k16, codes u8 times activations s8.
+//
+// The weights are the left operand: its fragment wants from a lane four k of one output, which
+// is one masked word, and the right operand's four k of one row of x, which is one component of
+// the interleaved activations. Lane (row l/4, quad l%4) holds word `quad` of a chunk of 64 and
+// the matching 16 activations, so the four masks of a word are four mma's that cover the chunk.
+// Words are shifted before the mask here: one accumulator, and the decode serves all columns.
+// Group scales: sizes that are multiples of 64 (a mma sums over a whole chunk).
+#include "tile.cuh"
+
+namespace bitnet {
+namespace {
+
+constexpr int kThreads = 128;
+
+// kTileM rows of x by 64 outputs; kWarpsM x kWarpsN warps; kStage chunks of K a stage.
+template <int kTileM_, int kWarpsM_, int kStage_>
+struct Config {
+  static constexpr int kTileM = kTileM_, kWarpsM = kWarpsM_, kStage = kStage_;
+  static constexpr int kWarpsN = kThreads / 32 / kWarpsM;
+  static constexpr int kFragmentsM = kTileM / kWarpsM / 8;  // of 8 rows of x, a warp
+  static constexpr int kFragmentsN = kTileN / kWarpsN / 8;  // of 8 outputs, a warp
+  // Row strides in uint4, such that a quarter warp's 16-byte reads, and a warp's 4-byte reads,
+  // fall into different banks; each row starts 16-byte aligned.
+  static constexpr int kStrideX = 4 * kStage + 4;
+  static constexpr int kStrideW = kStage + 1;
+  static constexpr int kBufferX = kTileM * kStrideX, kBufferW = kTileN * kStrideW;
+  static constexpr int kLoadsX = kTileM * 4 * kStage / kThreads;
+  static constexpr int kLoadsW = kTileN * kStage / kThreads;
+  static constexpr size_t kSharedBytes = 2 * (kBufferX + kBufferW) * sizeof(uint4);
+  static_assert(kSharedBytes <= 48 * 1024, "static limit of shared memory");
+};
+using Small = Config<16, 1, 4>;  // M <= 16: bound by the weights, longer runs of each row
+using Large = Config<64, 2, 2>;
+
+template <class C>
+using Sums = int32_t[C::kFragmentsN][C::kFragmentsM][2];
+
+// One chunk. x, w: this warp's first row of each in shared memory, at the chunk.
+template <class C>
+__device__ __forceinline__ void MultiplyChunk(const uint4* x, const uint4* w, int lane,
+                                              Sums<C>& sums) {
+  const int row = lane / 4, quad = lane % 4;
+  uint4 activations[C::kFragmentsM];
+#pragma unroll
+  for (int m = 0; m < C::kFragmentsM; ++m) activations[m] = x[(8 * m + row) * C::kStrideX + quad];
+#pragma unroll
+  for (int n = 0; n < C::kFragmentsN; ++n) {
+    const uint32_t word =
+        reinterpret_cast<const uint32_t*>(w + (8 * n + row) * C::kStrideW)[quad];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t codes = word >> (2 * i) & 0x03030303u;
+#pragma unroll
+      for (int m = 0; m < C::kFragmentsM; ++m)
+        MmaU8S8(sums[n][m], codes, Component(activations[m], i));
+    }
+  }
+}
+
+// visit(output within the warp's tile, row of x within it, index n, index m, index j).
+template <class C, class Visit>
+__device__ __forceinline__ void ForEachSum(int lane, Visit visit) {
+#pragma unroll
+  for (int n = 0; n < C::kFragmentsN; ++n) {
+#pragma unroll
+    for (int m = 0; m < C::kFragmentsM; ++m) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) visit(8 * n + lane / 4, 8 * m + lane % 4 * 2 + j, n, m, j);
+    }
+  }
+}
+
+template <class T, class C, bool kGrouped>
+__global__ void __launch_bounds__(kThreads) TileImmaKernel(Params p) {
+  BITNET_SHARED(uint4, shared);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_n = blockIdx.x * kTileN, first_m = blockIdx.y * C::kTileM;
+  const int warp_n = warp % C::kWarpsN * C::kFragmentsN * 8;
+  const int warp_m = warp / C::kWarpsN * C::kFragmentsM * 8;
+  uint4* shared_w = shared + 2 * C::kBufferX;
+  const ChunkRange range = BlockChunks(p);
+  uint4 next_x[C::kLoadsX], next_w[C::kLoadsW];
+  Sums<C> sums = {};
+  float scaled[kGrouped ? C::kFragmentsN : 1][C::kFragmentsM][2] = {};
+
+  const auto fetch = [&](int chunk) {
+#pragma unroll
+    for (int i = 0; i < C::kLoadsX; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      next_x[i] = FetchQuantized(p, first_m + index / (4 * C::kStage),
+                                 4 * chunk + index % (4 * C::kStage), range.end);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kLoadsW; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      next_w[i] =
+          FetchWeights(p, first_n + index / C::kStage, chunk + index % C::kStage, range.end);
+    }
+  };
+  const auto store = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < C::kLoadsX; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      shared[buffer * C::kBufferX + index / (4 * C::kStage) * C::kStrideX +
+             index % (4 * C::kStage)] = next_x[i];
+    }
+#pragma unroll
+    for (int i = 0; i < C::kLoadsW; ++i) {
+      const int index = i * kThreads + threadIdx.x;
+      shared_w[buffer * C::kBufferW + index / C::kStage * C::kStrideW + index % C::kStage] =
+          next_w[i];
+    }
+  };
+  // Adds the group that ends with `chunk` to the scaled sums.
+  const auto flush = [&](int chunk) {
+    const int unit = chunk * kChunk / p.group_size;
+    ForEachSum<C>(lane, [&](int row_n, int row_m, int n, int m, int j) {
+      const int out_n = first_n + warp_n + row_n, out_m = first_m + warp_m + row_m;
+      if (out_n < p.n && out_m < p.m) {
+        const int32_t x_sum = p.unit_sum[static_cast<int64_t>(out_m) * p.units + unit];
+        scaled[kGrouped ? n : 0][m][j] +=
+            TritSum(sums[n][m][j], x_sum) * WeightScale(p, out_n, unit);
+      }
+      sums[n][m][j] = 0;
+    });
+  };
+  WalkStages<C::kStage>(range, fetch, store, [&](int buffer, int chunk) {
+#pragma unroll
+    for (int c = 0; c < C::kStage; ++c) {
+      MultiplyChunk<C>(shared + buffer * C::kBufferX + warp_m * C::kStrideX + 4 * c,
+                       shared_w + buffer * C::kBufferW + warp_n * C::kStrideW + c, lane, sums);
+      if (kGrouped && chunk + c < range.end && GroupEnds(p, chunk + c)) flush(chunk + c);
+    }
+  });
+  ForEachSum<C>(lane, [&](int row_n, int row_m, int n, int m, int j) {
+    const int out_n = first_n + warp_n + row_n, out_m = first_m + warp_m + row_m;
+    if constexpr (kGrouped) FinishTileOutput<T, true>(p, out_m, out_n, scaled[n][m][j]);
+    else FinishTileOutput<T, false>(p, out_m, out_n, sums[n][m][j]);
+  });
+}
+
+template <class T, class C>
+Status LaunchConfig(const Params& params, Stream stream) {
+  const dim3 grid(CeilDiv(params.n, kTileN), CeilDiv(params.m, C::kTileM), params.splits);
+  const auto kernel = params.units > 1 ? TileImmaKernel<T, C, true> : TileImmaKernel<T, C, false>;
+  return LaunchKernel(kernel, grid, dim3(kThreads), C::kSharedBytes, stream, params);
+}
+
+template <class T>
+Status LaunchTyped(const Params& params, Stream stream) {
+  return TileM(KernelFamily::kTileImma, params.m) == Small::kTileM
+             ? LaunchConfig<T, Small>(params, stream)
+             : LaunchConfig<T, Large>(params, stream);
+}
+
+}  // namespace
+
+Status LaunchTileImma(const Params& params, DType type, Stream stream) {
+  return type == DType::kFloat16 ? LaunchTyped<__half>(params, stream)
+                                 : LaunchTyped<float>(params, stream);
+}
+
+}  // namespace bitnet

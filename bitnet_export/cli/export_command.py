@@ -13,7 +13,6 @@ from bitnet_export.cli import shared_options as shared
 from bitnet_export.cli.output import show_report
 from bitnet_export.cli.progress import make_progress
 from bitnet_export.cli.values import GroupedCommand, option
-from bitnet_export.output_dir import check_replaceable
 
 TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 
@@ -141,6 +140,8 @@ def command(**values: Any) -> int:
     check_model_exists(run.model)
     if run.finetune_steps and run.data is None:
         raise click.UsageError("--finetune-steps needs --data FILE.npz with training inputs")
+    from bitnet_export.output_dir import check_replaceable
+
     run = replace(run, output=run.directory)
     check_replaceable(run.directory, run.overwrite)
     if run.skip_passes:

@@ -71,7 +71,6 @@ def summary(report: Report) -> list[str]:
     lines = [f"{report.model.name} -> {report.model.target}"]
     lines += align([("", "full precision", "ternary", ""), *rows]) if rows else []
     lines += _parity_line(report)
-    lines += [f"warning: {text}" for text in report.warnings]
     failed = [gate for gate in report.gates if not gate.passed]
     lines += [f"FAILED {gate.name}: {gate.detail}" for gate in failed]
     passed = len(report.gates) - len(failed)

@@ -38,6 +38,8 @@ class BarProgress:
             self._bar = tqdm(total=total, desc=self._stage, file=sys.stderr, leave=False)
         self._bar.set_postfix_str(detail, refresh=False)
         self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.refresh()
 
     def note(self, text: str) -> None:
         self._write(f"  {text}")
@@ -97,8 +99,15 @@ class LogProgress:
         pass
 
 
+class QuietProgress(SilentProgress):
+    """Warnings only."""
+
+    def warn(self, text: str) -> None:
+        click.echo(f"warning: {text}", err=True)
+
+
 def make_progress(quiet: bool) -> Progress:
     """The Progress that fits stderr."""
     if quiet:
-        return SilentProgress()
+        return QuietProgress()
     return BarProgress() if sys.stderr.isatty() else LogProgress()

@@ -161,7 +161,9 @@ def run_options(*, threads: bool = True) -> Callable[[F], F]:
     decorators = [
         option("--seed", group=RUN, type=int, default=0, help="Seed of everything random."),
         option("--json", "as_json", group=RUN, is_flag=True, help="Print the result as JSON."),
-        option("--quiet", "-q", group=RUN, is_flag=True, help="No progress on stderr."),
+        option(
+            "--quiet", "-q", group=RUN, is_flag=True, help="Only warnings on stderr, no progress."
+        ),
     ]
     if threads:
         decorators.insert(

@@ -7,6 +7,8 @@ the program's inputs by name and returns its flat outputs; its layers are real m
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import logging
 import os
@@ -19,9 +21,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, StageError
 from bitnet_export.load.archive_guard import check_archive
-from bitnet_export.load.model import LoadedModel
+from bitnet_export.load.model import LoadedModel, forward_names
 from bitnet_export.load.restore_modules import restore_modules
 
 aten = torch.ops.aten
@@ -45,6 +47,7 @@ def save(
     """
     path = Path(path)
     args, kwargs = _call_arguments(example_inputs)
+    _check_names(model, kwargs or {})
     dims: dict[str, Any] = {}
     shapes = {k: _with_dims(v, dims) for k, v in dynamic_shapes.items()} if dynamic_shapes else None
     was_training = model.training
@@ -61,7 +64,10 @@ def save(
         ) from e
     finally:
         model.train(was_training)
-    write_program(program, path, {"dynamic_axes": _axis_names(dynamic_shapes or {})})
+    extra = {"dynamic_axes": _axis_names(dynamic_shapes or {})}
+    # A module may name its outputs in an attribute, as the Hugging Face wrapper does.
+    extra |= {"output_names": list(getattr(model, "output_names", None) or [])}
+    write_program(program, path, extra)
     return path
 
 
@@ -89,11 +95,20 @@ def write_program(
     program: torch.export.ExportedProgram, path: Path, extra: Mapping[str, Any]
 ) -> None:
     """program and what torch does not keep (axis names) -> path, whole or not at all."""
+    # Through memory: torch's own file writer ends the process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={EXTRA_FILE: json.dumps(extra)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        torch.export.save(program, temporary, extra_files={EXTRA_FILE: json.dumps(extra)})
+        temporary.write_bytes(buffer.getbuffer())
         os.replace(temporary, path)
+    except OSError as e:
+        raise StageError(
+            f"the file cannot be written: {os.strerror(e.errno or 0).lower()}",
+            where=str(path),
+            fix="free some space, or write elsewhere",
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,7 +135,7 @@ def load_exported_program(path: Path, *, trust_pickle: bool = False) -> LoadedMo
             name: {int(i): str(axis) for i, axis in dims.items()} for name, dims in axes.items()
         },
         axis_limits=_axis_limits(program, names, axes),
-        output_names=_output_names(program),
+        output_names=extra.get("output_names") or _output_names(program),
     )
 
 
@@ -310,6 +325,20 @@ def _call_arguments(
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), None
     return tuple(example_inputs), None
+
+
+def _check_names(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError for an input that is no argument of forward."""
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
+        return
+    names = forward_names(model)
+    unknown = [name for name in inputs if name not in names]
+    if unknown:
+        raise InputError(
+            f"forward has no argument {unknown[0]}; it has {', '.join(names)}",
+            where="example_inputs",
+            fix="name the tensors after forward's arguments, or pass them as a tuple",
+        )
 
 
 def _with_dims(axes: Any, dims: dict[str, Any]) -> Any:

@@ -204,3 +204,11 @@ def test_data_becomes_the_example(files, tmp_path):
     np.savez(tmp_path / "bad.npz", ids=np.zeros((4, 9, 2)))
     with pytest.raises(InputError, match="the model takes"):
         load(files / "tied.pt", data=tmp_path / "bad.npz")
+
+
+def test_wrong_input_names_are_explained(tmp_path):
+    with pytest.raises(InputError, match="no argument x; it has input"):
+        save(Mlp(), tmp_path / "m.pt", {"x": torch.ones(2, 12)})
+    save(Mlp(), tmp_path / "m.pt", torch.ones(2, 12))
+    save(Mlp(), tmp_path / "m.pt", (torch.ones(2, 12),))
+    assert list(load(tmp_path / "m.pt").example_inputs) == ["input"]

@@ -137,6 +137,7 @@ def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:
         )
     )
     opt = opt_sizes(loaded, options)
+    high = dict(loaded.axis_limits) | high if high else high
     return derive_shapes(loaded.example_inputs, axes, low or None, opt, high or None)
 
 
@@ -274,7 +275,8 @@ def verify(
         ),
     }
     saved = subject.directory / TORCH_RESULTS
-    pairs = [parity.Pair(FUNCTION, LOWERED, kinds)]
+    depth = sum(row.status == "ternary" for row in report.layers)
+    pairs = [parity.Pair(FUNCTION, LOWERED, kinds, depth)]
     if subject.module is not None:
         implementations[TORCH] = runners.TorchRunner(
             subject.module, subject.examples(), subject.record.outputs, TORCH
@@ -282,13 +284,15 @@ def verify(
     elif saved.is_file():
         implementations[TORCH] = runners.load_results(saved)
     if TORCH in implementations:
-        pairs.insert(0, parity.Pair(TORCH, FUNCTION, ("function",)))
+        pairs.insert(0, parity.Pair(TORCH, FUNCTION, ("function",), depth))
     report.parity += parity.run_parity(
         implementations, pairs, cases, atol=atol, save={TORCH: saved} if subject.module else None
     )
     report.parity += exact.check_layers(subject.ternary, subject.model, cases, kinds)
     if per_layer:
-        errors = layers.compare_layers(subject.ternary, subject.model, cases[0].feeds)
+        errors = layers.compare_layers(
+            subject.ternary, subject.model, cases[0].feeds, threads=subject.threads
+        )
         report.layers = layers.with_errors(report.layers, errors)
 
 

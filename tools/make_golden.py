@@ -73,6 +73,8 @@ def specs() -> Iterator[Spec]:
             yield Spec(20, 192, 9, bits=bits, half=half, rows=bad)
         # Several slices of shared memory, warps that share rows, splits along K.
         yield Spec(1, 4160, 130, bits=bits)
+        yield Spec(1, 25000, 2, bits=bits)
+        yield Spec(2, 13000, 2, bits=bits, scale="tensor")
         yield Spec(8, 6000, 5, bits=bits)
         yield Spec(7, 6016, 3, group_size=64, bits=bits)
         yield Spec(12, 4096, 70, group_size=128, bits=bits, half=True)

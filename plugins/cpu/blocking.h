@@ -1,0 +1,164 @@
+// The loops around the inner kernels, the same for every instruction path: blocks of rows, panels
+// of outputs, groups and chunks of inputs; and the last step from integer sums to Y.
+//
+// Each kernels_*.cpp includes this with its own `Isa`, compiled with its own flags. Everything has
+// internal linkage and uses no standard-library template, for the reason half.h gives.
+//
+// Isa gives: kRows (most rows of one tile), kChunkSteps (most steps of one call of a tile),
+// kGemvSteps (the same for gemv), gemv, first_tile and next_tile, float_tile, store_half.
+#ifndef BITNET_CPU_BLOCKING_H_
+#define BITNET_CPU_BLOCKING_H_
+
+#include <string.h>
+
+#include "internal.h"
+
+namespace bitnet_cpu {
+namespace {
+
+// Rows that share one unpacking of a chunk: 32 x 256 bytes of activations stay in the L1 cache.
+constexpr int64_t kRowBlock = 32;
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Calls f(begin, end) for pieces of [begin, end) no longer than `most`, as equal as can be.
+template <class F>
+inline void for_each_piece(int64_t begin, int64_t end, int64_t most, F f) {
+  const int64_t pieces = (end - begin + most - 1) / most;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t next = begin + (end - begin) / (pieces - i);
+    f(begin, next);
+    begin = next;
+  }
+}
+
+// Writes 16 results, of which n >= 1 are inside Y, to row `row` at the first column of panel p.
+template <class Isa>
+inline void store_row(const bitnet_cpu_weights& w, const Tile& tile, int64_t row, int64_t p,
+                      const float* values) {
+  const int64_t column = p * kPanel, n = min64(kPanel, w.N - column);
+  const int64_t offset = row * w.N + column;
+  if (!tile.half) {
+    float* y = static_cast<float*>(tile.y) + offset;
+    if (n == kPanel)  // a known size: a few moves instead of a call
+      memcpy(y, values, kPanel * sizeof(float));
+    else
+      memcpy(y, values, size_t(n) * sizeof(float));
+    return;
+  }
+  uint16_t half[kPanel];
+  Isa::store_half(values, half);
+  memcpy(static_cast<uint16_t*>(tile.y) + offset, half, size_t(n) * sizeof(uint16_t));
+}
+
+// sums [rows, 16] -> Y: (sum * scale) * a + bias, in this order, each step rounded to float32.
+template <class Isa>
+inline void finish(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile,
+                   int64_t row, int64_t p, const int32_t* sums) {
+  const float* scale = w.panel_scale(0, p);
+  const float* bias = w.bias + p * kPanel;
+  const float a = ws.a[row];
+  const int32_t offset = ws.sums[row];  // codes are w + 1: one sum of activations too much
+  float y[kPanel];
+  for (int j = 0; j < kPanel; ++j) y[j] = float(sums[j] - offset) * scale[j] * a + bias[j];
+  store_row<Isa>(w, tile, row, p, y);
+}
+
+// The same with a scale for each group: total [16] holds sum_g scale_g * sum_g.
+inline void add_group(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row, int64_t p,
+                      int64_t g, const int32_t* sums, float* total) {
+  const float* scale = w.panel_scale(g, p);
+  const int32_t offset = ws.sums[row * w.groups + g];
+  for (int j = 0; j < kPanel; ++j) {
+    const float before = g ? total[j] : 0.0f;
+    total[j] = before + float(sums[j] - offset) * scale[j];
+  }
+}
+
+template <class Isa>
+inline void finish_groups(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile,
+                          int64_t row, int64_t p, const float* total) {
+  const float* bias = w.bias + p * kPanel;
+  const float a = ws.a[row];
+  float y[kPanel];
+  for (int j = 0; j < kPanel; ++j) y[j] = total[j] * a + bias[j];
+  store_row<Isa>(w, tile, row, p, y);
+}
+
+// sums [row_end - row_begin, 16] += the products of steps [begin, end) of panel p.
+template <class Isa>
+inline void add_products(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row_begin,
+                         int64_t row_end, int64_t p, int64_t begin, int64_t end,
+                         uint8_t* unpacked, int32_t* sums) {
+  const uint8_t* x = ws.x + row_begin * ws.row_bytes;
+  const uint8_t* codes = w.panel(p);
+  if (row_end - row_begin == 1) {
+    for_each_piece(begin, end, Isa::kGemvSteps, [&](int64_t t0, int64_t t1) {
+      Isa::gemv(x + t0 * kStep, codes + t0 * kStepBytes, t1 - t0, sums);
+    });
+    return;
+  }
+  for_each_piece(begin, end, Isa::kChunkSteps, [&](int64_t t0, int64_t t1) {
+    for_each_piece(0, row_end - row_begin, Isa::kRows, [&](int64_t r0, int64_t r1) {
+      const uint8_t* rows = x + r0 * ws.row_bytes + t0 * kStep;
+      if (r0 == 0)
+        Isa::first_tile(int(r1 - r0), rows, ws.row_bytes, codes + t0 * kStepBytes, t1 - t0,
+                        unpacked, sums);
+      else
+        Isa::next_tile(int(r1 - r0), rows, ws.row_bytes, unpacked, t1 - t0, sums + r0 * kPanel);
+    });
+  });
+}
+
+template <class Isa>
+void multiply_int8(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile) {
+  alignas(64) uint8_t unpacked[Isa::kChunkSteps * kStepBytes * 4];
+  alignas(64) int32_t sums[kRowBlock * kPanel];
+  alignas(64) float total[kRowBlock * kPanel];
+  for_each_piece(tile.row_begin, tile.row_end, kRowBlock, [&](int64_t r0, int64_t r1) {
+    const int64_t rows = r1 - r0;
+    for (int64_t p = tile.panel_begin; p < tile.panel_end; ++p) {
+      for (int64_t g = 0; g < w.groups; ++g) {
+        memset(sums, 0, size_t(rows * kPanel) * sizeof(int32_t));
+        add_products<Isa>(w, ws, r0, r1, p, g * w.group_steps, (g + 1) * w.group_steps,
+                          unpacked, sums);
+        for (int64_t r = 0; w.groups > 1 && r < rows; ++r)
+          add_group(w, ws, r0 + r, p, g, sums + r * kPanel, total + r * kPanel);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        if (w.groups > 1)
+          finish_groups<Isa>(w, ws, tile, r0 + r, p, total + r * kPanel);
+        else
+          finish<Isa>(w, ws, tile, r0 + r, p, sums + r * kPanel);
+      }
+    }
+  });
+}
+
+// activation_bits = 0: y = sum_g scale_g * sum_k x w + bias, all in float32.
+template <class Isa>
+void multiply_float(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile) {
+  alignas(64) float sums[Isa::kFloatRows * kPanel];
+  alignas(64) float total[Isa::kFloatRows * kPanel];
+  for_each_piece(tile.row_begin, tile.row_end, Isa::kFloatRows, [&](int64_t r0, int64_t r1) {
+    const int rows = int(r1 - r0);
+    for (int64_t p = tile.panel_begin; p < tile.panel_end; ++p) {
+      const float* bias = w.bias + p * kPanel;
+      for (int64_t g = 0; g < w.groups; ++g) {
+        const int64_t t = g * w.group_steps;
+        const uint8_t* x = ws.x + r0 * ws.row_bytes + t * kStep * int64_t(sizeof(float));
+        const float* scale = w.panel_scale(g, p);
+        Isa::float_tile(rows, x, ws.row_bytes, w.panel(p) + t * kStepBytes, w.group_steps, sums);
+        for (int64_t i = 0; i < rows * kPanel; ++i)
+          total[i] = (g ? total[i] : 0.0f) + sums[i] * scale[i % kPanel];
+      }
+      for (int64_t i = 0; i < rows * kPanel; ++i) total[i] += bias[i % kPanel];
+      for (int r = 0; r < rows; ++r) store_row<Isa>(w, tile, r0 + r, p, total + r * kPanel);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace bitnet_cpu
+
+#endif  // BITNET_CPU_BLOCKING_H_

@@ -64,9 +64,11 @@ def save(
         ) from e
     finally:
         model.train(was_training)
-    extra = {"dynamic_axes": _axis_names(dynamic_shapes or {})}
-    # A module may name its outputs in an attribute, as the Hugging Face wrapper does.
-    extra |= {"output_names": list(getattr(model, "output_names", None) or [])}
+    extra: dict[str, Any] = {
+        "dynamic_axes": _axis_names(dynamic_shapes or {}),
+        # A module may name its outputs in an attribute, as the Hugging Face wrapper does.
+        "output_names": list(getattr(model, "output_names", None) or []),
+    }
     write_program(program, path, extra)
     return path
 

@@ -483,20 +483,22 @@ def history_path(model: Path) -> Path:
     return model.with_name(f"{model.name}.finetune.json")
 
 
-def write_history(model: Path, source: Path, result: Any, config: Any) -> Path:
+def write_history(model: Path, source: Path, activation_bits: int, block: FinetuneBlock) -> Path:
     """Record how ``model`` was trained and from what, for the report of its export."""
     path = history_path(model)
     record = {
         "model_sha256": manifest.sha256_of(model),
         "source": str(source.resolve()),
-        "finetune": asdict(finetune_block(result, config)),
+        "activation_bits": activation_bits,
+        "finetune": asdict(block),
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
-def read_history(model: Path) -> tuple[Path, FinetuneBlock] | None:
-    """(full-precision source, training) of a model file that finetune wrote and nobody changed."""
+def read_history(model: Path) -> tuple[Path, FinetuneBlock, int] | None:
+    """(full-precision source, training, activation bits) of a model file that finetune wrote and
+    nobody changed since, else None."""
     from bitnet_export.report.schema import FinetuneBlock, FinetunePoint
 
     path = history_path(model)
@@ -508,6 +510,7 @@ def read_history(model: Path) -> tuple[Path, FinetuneBlock] | None:
             return None
         block = record["finetune"]
         points = [FinetunePoint(**point) for point in block.pop("history")]
-        return Path(record["source"]), FinetuneBlock(**block, history=points)
+        trained = FinetuneBlock(**block, history=points)
+        return Path(record["source"]), trained, int(record["activation_bits"])
     except (ValueError, KeyError, TypeError):
         return None

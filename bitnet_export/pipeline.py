@@ -148,7 +148,8 @@ class _Work:
         else:
             model = self._ternarize_module()
         onnx_io.write_model(model, self.out / manifest.TERNARY)
-        np.savez(self.out / assess.INPUTS, **assess.input_arrays(self.loaded))
+        arrays: dict[str, Any] = dict(assess.input_arrays(self.loaded))
+        np.savez(self.out / assess.INPUTS, **arrays)
         ternary = [row for row in self.layers if row.status == "ternary"]
         if not ternary:
             reasons = "; ".join(f"{r.name}: {r.reason}" for r in self.layers[:5])
@@ -163,6 +164,7 @@ class _Work:
         from bitnet_export.ternary import convert, prepare
 
         loaded, options = self.loaded, self.options
+        assert loaded.module is not None
         with self.stage("export full precision"):
             onnx_io.write_model(self._export(loaded), self.out / manifest.BASELINE)
             self._export_reference()
@@ -182,7 +184,12 @@ class _Work:
         history = assess.read_history(self.options.model)
         if history is None:
             return
-        source, self.finetuned = history
+        source, self.finetuned, trained_bits = history
+        if trained_bits != self.config.activation_bits:
+            self.warnings.append(
+                f"the model was fine-tuned with --activation-bits {trained_bits} and is exported "
+                f"with {self.config.activation_bits}"
+            )
         if not source.exists():
             self.warnings.append(
                 f"{source}, the full-precision model this one was fine-tuned from, is gone: quality "
@@ -335,9 +342,15 @@ def _finetune_for_export(
             where="--finetune-steps",
             fix="pass --data FILE.npz with arrays named like the model's inputs",
         )
+    assert loaded.module is not None
     config = FinetuneConfig(steps=options.finetune_steps, seed=options.seed)
     result = finetune(loaded.module, teacher, options.data, config, progress=_on_step(progress))
     return assess.finetune_block(result, config)
+
+
+def _own_tokenizer(model: Path) -> Path | None:
+    """The tokenizer that lies in a Hugging Face model directory."""
+    return model if (model / "tokenizer.json").is_file() else None
 
 
 def _on_step(progress: Progress) -> Any:
@@ -403,7 +416,7 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
             options.data,
             config,
             eval_data=options.eval_data,
-            tokenizer=options.tokenizer,
+            tokenizer=options.tokenizer or _own_tokenizer(options.model),
             progress=_on_step(progress),
         )
     with stage("save", str(output)):
@@ -412,7 +425,8 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
         save(loaded.module, output, loaded.example_inputs, assess.named_axes(loaded))
     best = result.best
     progress.note(f"held-out loss {best['loss']:.4g} at step {int(best['step'])}")
-    assess.write_history(output, options.model, result, config)
+    bits = options.ternary.activation_bits
+    assess.write_history(output, options.model, bits, assess.finetune_block(result, config))
     return output
 
 

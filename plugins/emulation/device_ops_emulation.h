@@ -12,6 +12,8 @@ namespace bitnet {
 
 inline int FreshThreadIndex() { return static_cast<int>(threadIdx.x); }
 
+inline uint32_t MaskOr(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+
 inline uint4 LoadStreaming(const uint4* address) { return *address; }
 
 inline int32_t Dp4a(uint32_t codes, uint32_t x, int32_t sum) {

@@ -108,7 +108,7 @@ __device__ __forceinline__ int32_t SumInt8(const uint4& v) {
 // trit * 4^i of code i (0..7) of the low half of word: the code read as an integer above 2^23.
 __device__ __forceinline__ float ScaledTrit(uint32_t word, int i) {
   const float offset = 8388608.0f + 2.0f * (1 << (2 * i));
-  return __uint_as_float((word & (3u << (2 * i))) | 0x4b000000u) - offset;
+  return __uint_as_float(MaskOr(word, 3u << (2 * i), 0x4b000000u)) - offset;
 }
 
 }  // namespace bitnet

@@ -45,6 +45,13 @@ __device__ __forceinline__ int32_t Dp4a(uint32_t codes, uint32_t x, int32_t sum)
   return d;
 }
 
+// (word & mask) | bits in one instruction; with two constants the compiler makes it two.
+__device__ __forceinline__ uint32_t MaskOr(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(word), "r"(mask), "r"(bits));
+  return d;
+}
+
 // c[8x8] += a[8x16] u8 . b[16x8] s8. Lane l: a[l/4][4(l%4)..+3], b[4(l%4)..+3][l/4],
 // c[l/4][2(l%4)..+1].
 __device__ __forceinline__ void MmaU8S8(int32_t (&c)[2], uint32_t a, uint32_t b) {

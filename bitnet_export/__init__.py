@@ -54,9 +54,31 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [  # noqa: PLE0604  built from the table above
-    *_MODULE_OF,
+__all__ = [
+    "BenchOptions",
+    "BitLinear",
+    "BitnetExportError",
+    "ExportOptions",
+    "FinetuneConfig",
+    "FinetuneOptions",
+    "GateOptions",
+    "LoadedModel",
+    "Session",
+    "TernaryConfig",
+    "TernaryLinear",
+    "TernaryOptions",
+    "VerifyOptions",
     "__version__",
+    "convert",
+    "finetune",
+    "load_session",
+    "prepare",
+    "run_bench",
+    "run_export",
+    "run_finetune",
+    "run_verify",
+    "save",
+    "to_linear",
 ]
 
 

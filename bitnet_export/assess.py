@@ -7,7 +7,6 @@ makes, on which shapes and data, and how the rows come together in one Report.
 from __future__ import annotations
 
 import datetime
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import manifest, op
-from bitnet_export.errors import InputError, UsageError
+from bitnet_export.errors import InputError
+from bitnet_export.shapes import parse_case_label
 from bitnet_export.targets.session import native_library, open_session
 
 if TYPE_CHECKING:
     import onnx
 
     from bitnet_export.load import LoadedModel
-    from bitnet_export.options import BenchOptions, ExportOptions, GateOptions, VerifyOptions
+    from bitnet_export.options import BenchOptions, GateOptions, VerifyOptions
     from bitnet_export.passes import PassResult
-    from bitnet_export.report.schema import FinetuneBlock, LayerRow, QualityBlock, Report
+    from bitnet_export.report.schema import LayerRow, QualityBlock, Report
     from bitnet_export.ternary import TernaryConfig
     from bitnet_export.verify.feeds import Case, Feed, Sizes
 
@@ -83,85 +83,6 @@ class Subject:
         from bitnet_export.verify.feeds import make_cases
 
         return make_cases(shapes, self.examples(), self.record.dynamic_axes, seed=self.seed)
-
-
-# --- shapes ---------------------------------------------------------------------------------
-
-
-def parse_shapes(
-    specs: Sequence[str], dynamic_axes: dict[str, dict[int, str]], option: str
-) -> Sizes:
-    """["ids:1x16"] -> {"batch": 1, "sequence": 16}. Raises UsageError naming the option."""
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        name, _, dims = spec.partition(":")
-        if name not in dynamic_axes:
-            raise UsageError(
-                f"{name!r} is no input with dynamic axes",
-                where=f"{option} {spec}",
-                fix=f"the model has {', '.join(dynamic_axes) or 'none'}",
-            )
-        parts = dims.split("x")
-        for axis, symbol in dynamic_axes[name].items():
-            if axis >= len(parts) or not parts[axis].isdigit() or not int(parts[axis]):
-                raise UsageError(
-                    f"axis {axis} ({symbol}) needs a size of at least 1",
-                    where=f"{option} {spec}",
-                    fix=f"write it like {name}:1x16",
-                )
-            if sizes.setdefault(symbol, int(parts[axis])) != int(parts[axis]):
-                raise UsageError(f"two sizes for axis {symbol}", where=f"{option} {spec}")
-    return sizes
-
-
-def opt_sizes(loaded: LoadedModel, options: ExportOptions) -> Sizes:
-    """Axis sizes the kernels are chosen for: --opt-shapes, else the example's with batch 1."""
-    from bitnet_export.verify.feeds import as_arrays, axis_sizes
-
-    axes = loaded.dynamic_axes
-    sizes = axis_sizes(as_arrays(loaded.example_inputs), axes)
-    sizes |= {a[0]: 1 for a in axes.values() if 0 in a}
-    return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shapes")
-
-
-def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:
-    """The axis sizes to compare at: opt, batch 1, odd ones, and the profile's ends if given."""
-    from bitnet_export.verify.feeds import derive_shapes
-
-    axes = loaded.dynamic_axes
-    low, high = (
-        parse_shapes(given, axes, option)
-        for given, option in (
-            (options.min_shapes, "--min-shapes"),
-            (options.max_shapes, "--max-shapes"),
-        )
-    )
-    opt = opt_sizes(loaded, options)
-    high = dict(loaded.axis_limits) | high if high else high
-    return derive_shapes(loaded.example_inputs, axes, low or None, opt, high or None)
-
-
-def shapes_of(subject: Subject) -> list[Sizes]:
-    """The axis sizes an opened directory is compared at."""
-    from bitnet_export.verify.feeds import derive_shapes
-
-    record = subject.record
-    return derive_shapes(subject.examples(), record.dynamic_axes, None, record.opt_sizes or None)
-
-
-def parse_case_label(label: str, known: Sizes) -> Sizes:
-    """ "batch=1,sequence=16" -> sizes; axes left out keep the known ones. Raises UsageError."""
-    sizes = dict(known)
-    for part in label.split(","):
-        name, _, size = part.partition("=")
-        if name not in known or not size.isdigit() or not int(size):
-            raise UsageError(
-                f"{part!r} is no axis with a size",
-                where=f"--shape {label}",
-                fix=f"write {','.join(f'{k}={v}' for k, v in known.items()) or 'no --shape'}",
-            )
-        sizes[name] = int(size)
-    return sizes
 
 
 # --- what is recorded -----------------------------------------------------------------------
@@ -406,6 +327,14 @@ def _no_intermediate(subject: Subject) -> InputError:
     )
 
 
+def shapes_of(subject: Subject) -> list[Sizes]:
+    """The axis sizes an opened directory is compared at."""
+    from bitnet_export.verify.feeds import derive_shapes
+
+    record = subject.record
+    return derive_shapes(subject.examples(), record.dynamic_axes, None, record.opt_sizes or None)
+
+
 # --- opening again, judging, writing --------------------------------------------------------
 
 
@@ -451,66 +380,3 @@ def write(report: Report, directory: Path) -> None:
     from bitnet_export.report.write import write_report
 
     write_report(report, directory)
-
-
-def finetune_block(result: Any, config: Any) -> FinetuneBlock:
-    """A FinetuneResult as the report's block."""
-    from bitnet_export.report.schema import FinetuneBlock, FinetunePoint
-
-    held_out = {int(row["step"]): row["loss"] for row in result.evaluations}
-    points = [
-        FinetunePoint(
-            step=int(row["step"]),
-            loss=row["loss"],
-            learning_rate=row["lr"],
-            evaluation=held_out.get(int(row["step"])),
-        )
-        for row in result.history
-    ]
-    return FinetuneBlock(
-        steps=len(result.history),
-        seconds=result.seconds,
-        batch_size=config.batch_size,
-        metric="held-out loss",
-        best_step=int(result.best["step"]),
-        best_value=result.best["loss"],
-        history=points,
-    )
-
-
-def history_path(model: Path) -> Path:
-    """Where the fine-tuning of a model file is recorded."""
-    return model.with_name(f"{model.name}.finetune.json")
-
-
-def write_history(model: Path, source: Path, activation_bits: int, block: FinetuneBlock) -> Path:
-    """Record how ``model`` was trained and from what, for the report of its export."""
-    path = history_path(model)
-    record = {
-        "model_sha256": manifest.sha256_of(model),
-        "source": str(source.resolve()),
-        "activation_bits": activation_bits,
-        "finetune": asdict(block),
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
-
-
-def read_history(model: Path) -> tuple[Path, FinetuneBlock, int] | None:
-    """(full-precision source, training, activation bits) of a model file that finetune wrote and
-    nobody changed since, else None."""
-    from bitnet_export.report.schema import FinetuneBlock, FinetunePoint
-
-    path = history_path(model)
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        if record["model_sha256"] != manifest.sha256_of(model):
-            return None
-        block = record["finetune"]
-        points = [FinetunePoint(**point) for point in block.pop("history")]
-        trained = FinetuneBlock(**block, history=points)
-        return Path(record["source"]), trained, int(record["activation_bits"])
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitnet_export import onnx_io, op
-from bitnet_export.errors import StageError
+from bitnet_export.errors import StageError, first_line
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
 DEFAULT_OPSET = 20
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def export_module(
@@ -37,12 +36,14 @@ def export_module(
 
     example_inputs: by name, in forward's order. dynamic_axes: {"ids": {0: "batch"}}; the rest is
     fixed to the example's sizes. output_names: None calls them "output", or "output_0" and so on,
-    so that the dense and the ternary export of one module agree. axis_limits: the largest size of an axis, by name. TernaryLinear layers become TernaryMatMul nodes with the function
-    body attached. Raises StageError naming the layer where torch says it.
+    so that the dense and the ternary export of one module agree. axis_limits: the largest size of
+    an axis, by name. TernaryLinear layers become TernaryMatMul nodes with the function body
+    attached. Raises StageError naming the layer where torch says it.
     """
     import torch
 
     opset = opset or DEFAULT_OPSET
+    op.check_opset(opset)
     op.register_schema()
     inputs = _without_size_one(example_inputs, dynamic_axes)
     try:
@@ -61,7 +62,7 @@ def export_module(
             )
     except Exception as error:
         raise StageError(
-            f"torch could not export the model: {_first_line(error)}",
+            f"torch could not export the model: {first_line(error)}",
             where=type(module).__name__,
             fix="check that the module runs on its example inputs and has no data-dependent "
             "control flow; BITNET_EXPORT_DEBUG=1 shows torch's own account",
@@ -152,17 +153,14 @@ def _translation_table() -> dict[Any, Any]:
 def _name_layers(model: onnx.ModelProto) -> None:
     """Keep each node's module path, and drop the rest of the exporter's metadata: stack traces
     name files of the machine that exported, and outweigh the graph."""
-    import ast
-
     import onnx
 
     for node in model.graph.node:
-        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES_KEY), "[]")
-        paths = [s for s in ast.literal_eval(scopes)[:-1] if s and not s.startswith("_empty")]
+        layer = onnx_io.node_layer(node)
         del node.metadata_props[:]
-        if paths:
+        if layer:
             node.metadata_props.append(
-                onnx.StringStringEntryProto(key=onnx_io.LAYER_KEY, value=paths[-1])
+                onnx.StringStringEntryProto(key=onnx_io.LAYER_KEY, value=layer)
             )
     graph = model.graph
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -196,10 +194,3 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
-
-def _first_line(error: BaseException) -> str:
-    """The innermost cause's first line: torch's own messages run to pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

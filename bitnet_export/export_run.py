@@ -1,0 +1,299 @@
+"""One export under way: what is made in which order, and what has been found out so far."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitnet_export import assess, history, manifest, onnx_io, shapes
+from bitnet_export.errors import InputError, UsageError
+from bitnet_export.options import ExportOptions, FinetuneOptions, Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+    from bitnet_export.load import LoadedModel
+    from bitnet_export.report.schema import FinetuneBlock, LayerRow, Report, StageRow
+    from bitnet_export.targets import Lowered
+    from bitnet_export.ternary import LayerStatus, TernaryConfig
+
+
+class Stages:
+    """Tells the progress display which stage runs, and keeps how long each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.rows: list[StageRow] = []
+
+    @contextmanager
+    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+        from bitnet_export.report.schema import StageRow
+
+        self.progress.stage(name, detail)
+        started = time.perf_counter()
+        yield
+        self.rows.append(StageRow(name=name, seconds=time.perf_counter() - started))
+
+
+def load_model(options: ExportOptions | FinetuneOptions, progress: Progress) -> LoadedModel:
+    from bitnet_export.load import load
+
+    data = options.data
+    if data is not None and data.is_dir():
+        data = None  # a directory of text is for fine-tuning only
+    loaded = load(
+        options.model,
+        factory=options.factory,
+        input_specs=options.input_specs,
+        data=data,
+        trust_pickle=options.trust_pickle,
+    )
+    for note in loaded.notes:
+        progress.note(note)
+    return loaded
+
+
+def ternary_config(options: ExportOptions | FinetuneOptions) -> TernaryConfig:
+    """The options' ternary fields as a TernaryConfig, which checks them."""
+    from bitnet_export.ternary import TernaryConfig
+
+    return TernaryConfig(**options.ternary.as_kwargs())
+
+
+class ExportRun:
+    """One export under way: the directory being filled and what has been found out so far."""
+
+    def __init__(
+        self, out: Path, options: ExportOptions, loaded: LoadedModel, stage: Stages
+    ) -> None:
+        self.out, self.options, self.loaded, self.stage = out, options, loaded, stage
+        self.config = ternary_config(options)
+        self.layers: list[LayerRow] = []
+        self.pass_results: list[Any] = []
+        self.warnings: list[str] = []
+        self.finetuned: FinetuneBlock | None = None
+
+    def make_ternary(self) -> onnx.ModelProto:
+        """Write intermediate/baseline.onnx and intermediate/ternary.onnx; return the latter."""
+        if self.loaded.module is None:
+            model = self._ternarize_onnx()
+        else:
+            model = self._ternarize_module()
+        onnx_io.write_model(model, self.out / manifest.TERNARY)
+        arrays: dict[str, Any] = dict(assess.input_arrays(self.loaded))
+        np.savez(self.out / assess.INPUTS, **arrays)
+        ternary = [row for row in self.layers if row.status == "ternary"]
+        if not ternary:
+            reasons = "; ".join(f"{r.name}: {r.reason}" for r in self.layers[:5])
+            raise InputError(
+                "no layer became ternary" + (f" ({reasons})" if reasons else ""),
+                where=str(self.options.model),
+                fix="the model needs linear layers; see --include and --exclude",
+            )
+        return model
+
+    def _ternarize_module(self) -> onnx.ModelProto:
+        from bitnet_export.ternary import convert, prepare
+
+        loaded, options = self.loaded, self.options
+        assert loaded.module is not None
+        with self.stage("export full precision"):
+            onnx_io.write_model(self._export(loaded), self.out / manifest.BASELINE)
+            self._export_reference()
+        with self.stage("ternarize", self.config.quantizer):
+            teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None
+            statuses = prepare(loaded.module, self.config)
+        if teacher is not None:
+            with self.stage("fine-tune", f"{options.finetune_steps} steps"):
+                self.finetuned = _finetune_for_export(loaded, teacher, options, self.stage.progress)
+        convert(loaded.module)
+        self.layers = [_layer_row(s) for s in statuses]
+        with self.stage("export ternary"):
+            return self._export(loaded)
+
+    def _export_reference(self) -> None:
+        """For a file that finetune wrote: quality is judged against what it was trained from."""
+        found = history.read_history(self.options.model)
+        if found is None:
+            return
+        source, self.finetuned, trained_bits = found
+        if trained_bits != self.config.activation_bits:
+            self.warnings.append(
+                f"the model was fine-tuned with --activation-bits {trained_bits} and is exported "
+                f"with {self.config.activation_bits}"
+            )
+        if not source.exists():
+            self.warnings.append(
+                f"{source}, which this model was fine-tuned from, is gone; quality is judged "
+                "against the fine-tuned weights themselves"
+            )
+            return
+        original = load_model(replace(self.options, model=source), self.stage.progress)
+        onnx_io.write_model(self._export(original), self.out / assess.REFERENCE)
+
+    def _export(self, loaded: LoadedModel) -> onnx.ModelProto:
+        from bitnet_export.export import export_module
+
+        assert loaded.module is not None
+        return export_module(
+            loaded.module,
+            loaded.example_inputs,
+            loaded.dynamic_axes,
+            axis_limits=loaded.axis_limits,
+            opset=self.options.opset,
+            output_names=loaded.output_names,
+        )
+
+    def _ternarize_onnx(self) -> onnx.ModelProto:
+        from bitnet_export import passes
+        from bitnet_export.report.schema import LayerRow
+
+        assert self.loaded.onnx_path is not None
+        model = onnx_io.read_model(self.loaded.onnx_path)
+        with self.stage("ternarize", "ONNX"):
+            model = passes.raise_opset(model, self.options.opset)
+            onnx_io.write_model(model, self.out / manifest.BASELINE)
+            dense = passes.TernarizeDense(
+                self.config, keep_head=self.options.ternary.exclude is None
+            )
+            ternary, results = passes.run_passes(
+                model,
+                [
+                    passes.FoldConstants(),
+                    passes.Canonicalize(),
+                    passes.RecogniseTernary(self.config.activation_bits),
+                    dense,
+                ],
+                skip=self.options.skip_passes,
+            )
+        self.pass_results += results
+        rewritten = {r.name: r.rewritten for r in results}
+        kept = {s.where: s.reason for s in results[-1].skipped}
+        names = assess.ternary_layer_names(ternary)
+        how = f"post-training, {self.config.quantizer}"
+        exact = f"already ternary: {rewritten.get('recognise-ternary', 0)} layers kept exactly"
+        reason = how if rewritten.get("ternarize-dense") else exact
+        self.layers = [LayerRow(name=n, status="ternary", reason=reason) for n in names]
+        self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
+        return ternary
+
+    def write_manifest(self, lowered: Lowered, opt_sizes: dict[str, int]) -> None:
+        """Write manifest.json over the files made so far."""
+        from bitnet_export import env
+
+        loaded, options = self.loaded, self.options
+        inputs, outputs = assess.describe_graph(lowered.model, loaded)
+        record = manifest.Manifest(
+            name=loaded.name,
+            target=options.target,
+            dtype=options.dtype,
+            inputs=inputs,
+            outputs=outputs,
+            axis_limits=dict(loaded.axis_limits),
+            opt_sizes=opt_sizes,
+            parity_kinds=list(lowered.parity_kinds),
+            runtime=env.package_versions(),
+            requires=lowered.requires,
+            model={"kind": loaded.kind, "source": str(options.model)},
+        )
+        files = [p.relative_to(self.out).as_posix() for p in self.out.rglob("*") if p.is_file()]
+        record.files = manifest.record_files(self.out, sorted(files))
+        manifest.write_manifest(record, self.out)
+
+    def assess(self, lowered: Lowered, runs_here: bool) -> Report:
+        """Verify, measure and judge; write the report beside the model."""
+        options, loaded = self.options, self.loaded
+        subject = assess.Subject(
+            directory=self.out,
+            record=manifest.read_manifest(self.out),
+            module=loaded.module,
+            example_inputs=loaded.example_inputs,
+            threads=options.threads,
+            seed=options.seed,
+        )
+        report = assess.new_report(subject, self.config, list(self.layers))
+        report.finetune = self.finetuned
+        assess.add_passes(report, [*self.pass_results, *lowered.passes], lowered.decisions)
+        if options.verify:
+            with self.stage("verify"):
+                sizes = shapes.verify_shapes(loaded, options)
+                assess.verify(report, subject, sizes, options.gates.atol, options.per_layer)
+            with self.stage("quality"):
+                assess.measure_quality(
+                    report, subject, options.metric, options.metric_data or options.data
+                )
+        assess.measure_sizes(report, subject)
+        if options.bench and runs_here:
+            with self.stage("bench"):
+                assess.bench(report, subject, on_case=lambda c: self.stage.progress.update(0, 0, c))
+        report.warnings += self._warnings(report)
+        for text in report.warnings:
+            self.stage.progress.warn(text)
+        report.stages = list(self.stage.rows)
+        report = assess.judge(report, options.gates, parity=options.verify)
+        assess.write(report, self.out)
+        return report
+
+    def _warnings(self, report: Report) -> list[str]:
+        found = [*self.warnings, *(w for result in self.pass_results for w in result.warnings)]
+        if self.finetuned is None and report.quality is not None and not self._all_exact():
+            agreement = assess.agreement_text(report.quality)
+            found.append(
+                f"ternarized without training: {agreement}. Fine-tuning recovers most of the loss: "
+                f"bitnet-export finetune {self.options.model} --data YOUR_DATA.npz -o ternary.pt"
+            )
+        return found
+
+    def _all_exact(self) -> bool:
+        return all("already ternary" in r.reason for r in self.layers if r.status == "ternary")
+
+
+def _layer_row(status: LayerStatus) -> LayerRow:
+    from bitnet_export.report.schema import LayerRow
+
+    return LayerRow(name=status.name, status=status.status, reason=status.reason)
+
+
+def drop_intermediate(out: Path) -> None:
+    shutil.rmtree(out / manifest.INTERMEDIATE, ignore_errors=True)
+
+
+def _finetune_for_export(
+    loaded: LoadedModel, teacher: Any, options: ExportOptions, progress: Progress
+) -> FinetuneBlock:
+    """--finetune-steps: train the prepared module in place, on --data."""
+    from bitnet_export.ternary.distill import FinetuneConfig, finetune
+
+    if options.data is None:
+        raise UsageError(
+            "needs data to train on",
+            where="--finetune-steps",
+            fix="pass --data FILE.npz with arrays named like the model's inputs",
+        )
+    assert loaded.module is not None
+    config = FinetuneConfig(steps=options.finetune_steps, seed=options.seed)
+    result = finetune(loaded.module, teacher, options.data, config, progress=on_step(progress))
+    return history.finetune_block(result, config)
+
+
+def own_tokenizer(model: Path) -> Path | None:
+    """The tokenizer that lies in a Hugging Face model directory."""
+    return model if (model / "tokenizer.json").is_file() else None
+
+
+def on_step(progress: Progress) -> Any:
+    def tell(step: Any) -> None:
+        detail = f"loss {step.loss:.4g}"
+        if step.evaluation:
+            detail += f", held out {step.evaluation['loss']:.4g}"
+        progress.update(step.step, step.steps, detail)
+
+    return tell

@@ -1,0 +1,81 @@
+"""The axis sizes of a run: read from options, and chosen where they are not given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bitnet_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from bitnet_export.load import LoadedModel
+    from bitnet_export.options import ExportOptions
+    from bitnet_export.verify.feeds import Sizes
+
+
+def parse_shapes(
+    specs: Sequence[str], dynamic_axes: dict[str, dict[int, str]], option: str
+) -> Sizes:
+    """["ids:1x16"] -> {"batch": 1, "sequence": 16}. Raises UsageError naming the option."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        name, _, dims = spec.partition(":")
+        if name not in dynamic_axes:
+            raise UsageError(
+                f"{name!r} is no input with dynamic axes",
+                where=f"{option} {spec}",
+                fix=f"the model has {', '.join(dynamic_axes) or 'none'}",
+            )
+        parts = dims.split("x")
+        for axis, symbol in dynamic_axes[name].items():
+            if axis >= len(parts) or not parts[axis].isdigit() or not int(parts[axis]):
+                raise UsageError(
+                    f"axis {axis} ({symbol}) needs a size of at least 1",
+                    where=f"{option} {spec}",
+                    fix=f"write it like {name}:1x16",
+                )
+            if sizes.setdefault(symbol, int(parts[axis])) != int(parts[axis]):
+                raise UsageError(f"two sizes for axis {symbol}", where=f"{option} {spec}")
+    return sizes
+
+
+def opt_sizes(loaded: LoadedModel, options: ExportOptions) -> Sizes:
+    """Axis sizes the kernels are chosen for: --opt-shapes, else the example's with batch 1."""
+    from bitnet_export.verify.feeds import as_arrays, axis_sizes
+
+    axes = loaded.dynamic_axes
+    sizes = axis_sizes(as_arrays(loaded.example_inputs), axes)
+    sizes |= {a[0]: 1 for a in axes.values() if 0 in a}
+    return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shapes")
+
+
+def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:
+    """The axis sizes to compare at: opt, batch 1, odd ones, and the profile's ends if given."""
+    from bitnet_export.verify.feeds import derive_shapes
+
+    axes = loaded.dynamic_axes
+    low, high = (
+        parse_shapes(given, axes, option)
+        for given, option in (
+            (options.min_shapes, "--min-shapes"),
+            (options.max_shapes, "--max-shapes"),
+        )
+    )
+    opt = opt_sizes(loaded, options)
+    high = dict(loaded.axis_limits) | high if high else high
+    return derive_shapes(loaded.example_inputs, axes, low or None, opt, high or None)
+
+
+def parse_case_label(label: str, known: Sizes) -> Sizes:
+    """ "batch=1,sequence=16" -> sizes; axes left out keep the known ones. Raises UsageError."""
+    sizes = dict(known)
+    for part in label.split(","):
+        name, _, size = part.partition("=")
+        if name not in known or not size.isdigit() or not int(size):
+            raise UsageError(
+                f"{part!r} is no axis with a size",
+                where=f"--shape {label}",
+                fix=f"write {','.join(f'{k}={v}' for k, v in known.items()) or 'no --shape'}",
+            )
+        sizes[name] = int(size)
+    return sizes

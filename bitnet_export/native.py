@@ -1,10 +1,11 @@
 """Find the native libraries: which file would be loaded, from where, and why.
 
-There are two: the TensorRT plugin and ONNX Runtime's CPU operators. Each is looked for in the
-environment variable named after it, in the package (a wheel has them there), and in the build
-tree of a source checkout, in that order. A library is recognised by the build information
-compiled into it, so that a wrong or foreign file is named before anything loads it. Loading is
-the targets' business, building that of tools/build_native.py.
+There are three: the TensorRT plugin, a small library that registers it where a program only opens
+libraries, and ONNX Runtime's CPU operators. Each is looked for in the environment variable named
+after it, in the package (a wheel has them there), and in the build tree of a source checkout, in
+that order. A library is recognised by the build information compiled into it, so that a wrong or
+foreign file is named before anything loads it. Loading is the targets' business, building that
+of tools/build_native.py.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ LIBRARIES = {
     spec.name: spec
     for spec in (
         LibrarySpec("tensorrt_plugin", "libbitnet_tensorrt_plugin.so", "TernaryMatMul in TensorRT"),
+        LibrarySpec(
+            "tensorrt_register",
+            "libbitnet_tensorrt_register.so",
+            "registers the plugin in programs that only open libraries",
+        ),
         LibrarySpec("ort_cpu", "libbitnet_ort_cpu.so", "TernaryMatMul in ONNX Runtime on a CPU"),
     )
 }
@@ -102,7 +108,7 @@ class Search:
 
 
 def find_library(name: str) -> NativeLibrary:
-    """The library that would be loaded for name: "tensorrt_plugin" or "ort_cpu".
+    """The library that would be loaded for name, one of LIBRARIES ("tensorrt_plugin", "ort_cpu").
 
     Raises UsageError for another name and MissingRequirement, saying where it was looked for and
     what to run, where there is none.

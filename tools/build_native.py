@@ -29,7 +29,7 @@ from bitnet_export.errors import (
     MissingRequirement,
     StageError,
 )
-from bitnet_export.native import BUILD_DIR, LIBRARIES, NATIVE_DIR, find_library
+from bitnet_export.native import BUILD_DIR, LIBRARIES, NATIVE_DIR, read_build_info
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLUGINS = REPOSITORY / "plugins"
@@ -48,12 +48,12 @@ SYSTEM_INCLUDES = (
 @dataclass(frozen=True)
 class Part:
     """One build tree. option: the CMake switch that turns it on; sources: folders under plugins
-    it cannot do without; ships: the library it makes, by its name in bitnet_export.native."""
+    it cannot do without; ships: the libraries it makes, by their names in bitnet_export.native."""
 
     name: str
     option: str
     sources: tuple[str, ...]
-    ships: str | None = None
+    ships: tuple[str, ...] = ()
     needs_nvcc: bool = False
     needs_tensorrt: bool = False
 
@@ -64,11 +64,11 @@ PARTS = (
         "cuda",
         "BITNET_BUILD_CUDA",
         ("tensorrt", "kernels"),
-        ships="tensorrt_plugin",
+        ships=("tensorrt_plugin", "tensorrt_register"),
         needs_nvcc=True,
         needs_tensorrt=True,
     ),
-    Part("cpu", "BITNET_BUILD_CPU", ("cpu", "ort"), ships="ort_cpu"),
+    Part("cpu", "BITNET_BUILD_CPU", ("cpu", "ort"), ships=("ort_cpu",)),
 )
 
 
@@ -149,9 +149,8 @@ def build(part: Part, tools: Tools, options: argparse.Namespace) -> None:
     command += [f"-D{key}={value}" for key, value in settings.items()]
     _run(command, part, options.verbose)
     _run([tools.cmake, "--build", os.fspath(tree), "-j", str(options.jobs)], part, options.verbose)
-    result = os.fspath(tree.relative_to(REPOSITORY))
-    if part.ships:
-        result = os.fspath(ship(part.ships, tree).relative_to(REPOSITORY))
+    made = [ship(name, tree) for name in part.ships] or [tree]
+    result = ", ".join(os.fspath(path.relative_to(REPOSITORY)) for path in made)
     print(f"built {part.name}: {result} ({time.monotonic() - started:.0f} s)")
 
 
@@ -247,8 +246,8 @@ def ship(name: str, tree: Path) -> Path:
     part = NATIVE_DIR / f".{spec.file}.part"
     shutil.copy2(built, part)
     part.replace(NATIVE_DIR / spec.file)
-    if not os.environ.get(spec.variable):
-        find_library(name)  # raises if what was built would not be found
+    if (read_build_info(NATIVE_DIR / spec.file) or {}).get("library") != name:
+        raise StageError(f"{built} does not say that it is {name}", where=os.fspath(tree))
     return NATIVE_DIR / spec.file
 
 

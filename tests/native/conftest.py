@@ -39,3 +39,11 @@ def plugin_library(unavailable: Unavailable) -> Path:
     library = find_library("tensorrt_plugin")
     assert library.details["cuda"] != "emulated"
     return library.path
+
+
+@pytest.fixture(scope="session")
+def register_library(unavailable: Unavailable) -> Path:
+    """The library that registers the plugin where a program only opens libraries."""
+    if search_library("tensorrt_register").chosen is None:
+        unavailable("tensorrt_register is not built: run make native")
+    return find_library("tensorrt_register").path

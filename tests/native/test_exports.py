@@ -27,10 +27,9 @@ def _readelf(option: str, path: Path, unavailable: Unavailable) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def exported(plugin_library: Path, unavailable: Unavailable) -> set[str]:
+def _exported(path: Path, unavailable: Unavailable) -> set[str]:
     names = set()
-    for line in _readelf("--dyn-syms", plugin_library, unavailable).splitlines():
+    for line in _readelf("--dyn-syms", path, unavailable).splitlines():
         columns = line.split()
         # Num: Value Size Type Bind Vis Ndx Name
         if len(columns) >= 8 and columns[4] in ("GLOBAL", "WEAK") and columns[6] != "UND":
@@ -38,12 +37,21 @@ def exported(plugin_library: Path, unavailable: Unavailable) -> set[str]:
     return names
 
 
-def test_exports_only_what_tensorrt_looks_up(exported: set[str]) -> None:
-    assert exported == {"getCreators", "setLoggerFinder"}
+def test_register_library_exports_nothing(register_library: Path, unavailable: Unavailable) -> None:
+    assert _exported(register_library, unavailable) == set()
 
 
-def test_needs_only_system_libraries(plugin_library: Path, unavailable: Unavailable) -> None:
-    dynamic = _readelf("--dynamic", plugin_library, unavailable)
+def test_exports_only_what_tensorrt_looks_up(
+    plugin_library: Path, unavailable: Unavailable
+) -> None:
+    assert _exported(plugin_library, unavailable) == {"getCreators", "setLoggerFinder"}
+
+
+@pytest.mark.parametrize("library", ["plugin_library", "register_library"])
+def test_needs_only_system_libraries(
+    library: str, request: pytest.FixtureRequest, unavailable: Unavailable
+) -> None:
+    dynamic = _readelf("--dynamic", request.getfixturevalue(library), unavailable)
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
     assert needed
     foreign = [name for name in needed if not SYSTEM_LIBRARIES.fullmatch(name)]

@@ -8,6 +8,8 @@ against a real library.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,36 @@ def test_runtime_phase_wants_the_serialized_fields(trt: Any, creator: Any, messa
     assert "timed_m is missing" in messages[-1][1]
     assert _create(trt, creator, serialized | {"serialization_version": 2}, "RUNTIME") is None
     assert "build the engine again" in messages[-1][1]
+
+
+# A process of its own, since registration is for good. What a program like ONNX Runtime does:
+# TensorRT is there (not in the global scope), the library is opened and nothing is called.
+OPENED = """
+import ctypes, sys, tensorrt_rtx as trt
+builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
+registry = trt.get_plugin_registry()
+if "registered" in sys.argv:
+    registry.load_library(sys.argv[1].replace("register", "plugin"))
+for _ in range(2):
+    ctypes.CDLL(sys.argv[1])
+print([c.name for c in registry.all_creators].count("TernaryMatMul"))
+"""
+
+
+@pytest.mark.parametrize("before", ["nothing", "registered"])
+def test_opening_the_register_library_registers_the_plugin(
+    trt: Any, plugin_library: Path, register_library: Path, before: str
+) -> None:
+    assert plugin_library.parent == register_library.parent
+    command = [sys.executable, "-c", OPENED, str(register_library), before]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1\n"
+    assert ("TensorRT did not load" in done.stderr) == (before == "registered")
+
+
+def test_register_library_without_tensorrt_says_so(register_library: Path) -> None:
+    script = f"import ctypes; ctypes.CDLL({str(register_library)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "no TensorRT is loaded in this process yet" in done.stderr

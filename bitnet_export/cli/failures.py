@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ ISSUES = "please report it, with the command and what it printed"
 @contextmanager
 def exit_with_message() -> Iterator[None]:
     """Run a command; SystemExit with its exit code, whatever happens."""
+    # A CI job that is cancelled gets SIGTERM: clean up as for Ctrl-C, exit as the shell would.
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except click.ClickException as e:
@@ -47,6 +50,12 @@ def exit_with_message() -> Iterator[None]:
             f"  -> this is a bug: {ISSUES}; {DEBUG_VARIABLE}=1 shows the traceback"
         )
         raise SystemExit(EXIT_STAGE_FAILED) from e
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def describe_system_error(error: OSError | MemoryError) -> str:

@@ -14,6 +14,17 @@ EXIT_STAGE_FAILED = 4
 EXIT_INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line: their own texts run to pages.
+
+    The innermost cause speaks; a wrapper around it only says that something failed.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class BitnetExportError(Exception):
     """A failure with its place and its remedy.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_export import op
-from bitnet_export.errors import InputError, MissingRequirement
+from bitnet_export.errors import InputError, MissingRequirement, first_line
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -91,30 +91,46 @@ def read_manifest(directory: Path) -> Manifest:
     path = Path(directory) / MANIFEST
     try:
         data = json.loads(path.read_text())
+        _check_versions(data, path)
         manifest = Manifest(**data)
+        _check_form(manifest)
     except FileNotFoundError as error:
         raise InputError(
             f"holds no {MANIFEST}: not a directory bitnet-export wrote",
             where=str(directory),
             fix="give the output directory of an export",
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"is damaged or from another version: {error}",
-            where=str(path),
-            fix="export the model again",
+            f"is damaged: {first_line(error)}", where=str(path), fix="export the model again"
         ) from error
-    for what, found, known in (
-        ("schema", manifest.schema_version, SCHEMA_VERSION),
-        ("op", manifest.op_version, op.OP_VERSION),
-    ):
-        if found != known:
+    return manifest
+
+
+def _check_versions(data: dict[str, Any], path: Path) -> None:
+    """First of all: a manifest of another version has other fields."""
+    known = {"schema_version": SCHEMA_VERSION, "op_version": op.OP_VERSION}
+    for name, version in known.items():
+        if data[name] != version:
             raise InputError(
-                f"{what} version {found}, this bitnet-export knows {known}",
+                f"has {name.replace('_', ' ')} {data[name]}, this bitnet-export knows {version}",
                 where=str(path),
                 fix="export the model again, or install the version that wrote it",
             )
-    return manifest
+
+
+def _check_form(manifest: Manifest) -> None:
+    """Raise ValueError or an error of the lookups where a field has not the form it should."""
+    for name, entry in manifest.files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} lies outside the directory")
+        if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            raise ValueError(f"the entry of {name!r} has no size or no hash")
+    for name, entry in manifest.inputs.items():
+        if not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
+            raise ValueError(f"the input {name!r} has no shape or no dtype")
+    if any(not isinstance(oldest, str) for oldest in manifest.requires.values()):
+        raise ValueError("a requirement has no version")
 
 
 def check_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
@@ -128,7 +144,7 @@ def check_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
     for name, entry in manifest.files.items():
         path = directory / name
         if not path.is_file():
-            if name.startswith(INTERMEDIATE):
+            if name.startswith(f"{INTERMEDIATE}/"):
                 continue  # may be deleted for deployment
             raise InputError(f"{name} is missing", where=str(directory), fix="copy it again")
         size = path.stat().st_size
@@ -138,7 +154,11 @@ def check_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
                 where=str(path),
                 fix="copy the directory again",
             )
-        if hashes and not name.startswith(INTERMEDIATE) and sha256_of(path) != entry["sha256"]:
+        if (
+            hashes
+            and not name.startswith(f"{INTERMEDIATE}/")
+            and sha256_of(path) != entry["sha256"]
+        ):
             raise InputError(
                 "differs from the file the manifest was written for",
                 where=str(path),

@@ -2,29 +2,38 @@
 
 The module path of every layer travels as ``metadata_props["bitnet.layer"]`` on its nodes.
 onnx-graphsurgeon drops node metadata and functions, so both are carried around it here: layer
-paths as a temporary attribute, function bodies made anew on the way out.
+paths as a Python attribute of its nodes, function bodies made anew on the way out.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from bitnet_export import op
-from bitnet_export.errors import InputError, StageError
+from bitnet_export.errors import InputError, StageError, first_line
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
 LAYER_KEY = "bitnet.layer"
+# Where torch's dynamo exporter writes the module path of a node.
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 IR_VERSION = 10
 # Above this, tensors go to a file beside the model: protobuf ends at 2 GB.
 EXTERNAL_DATA_BYTES = 1_500_000_000
 EXTERNAL_SUFFIX = ".data"
-_LAYER_ATTRIBUTE = "bitnet_layer"
+# Initializers up to this size can matter to shape inference: shapes, axes, slice bounds.
+_SMALL_TENSOR_BYTES = 4096
+_LAYER_ATTRIBUTE = "_bitnet_layer"
+# torch's older exporter names nodes "/encoder/layer.0/query/MatMul".
+_SCRIPT_NAME = re.compile(r"^/(?P<path>.+)/[A-Za-z]+(_\d+)?$")
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -36,6 +45,12 @@ def read_model(path: Path) -> onnx.ModelProto:
         model = onnx.load(os.fspath(path))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    except onnx.checker.ValidationError as error:
+        raise InputError(
+            f"its external data cannot be read: {first_line(error)}",
+            where=str(path),
+            fix="copy the files beside the model, too",
+        ) from error
     except Exception as error:
         raise InputError(
             "is no ONNX model, or a truncated one",
@@ -54,68 +69,134 @@ def model_opset(model: onnx.ModelProto) -> int:
 
 def initializer_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all initializers, the bulk of a file."""
-    return sum(len(t.raw_data) or t.ByteSize() for t in model.graph.initializer)
+    return sum(_tensor_bytes(t) for t in model.graph.initializer)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    return len(tensor.raw_data) or tensor.ByteSize()
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
-    """Write ``model`` whole or not at all; beyond 1.5 GB its tensors go to ``path``.data."""
-    import onnx
+    """Write ``model`` whole or not at all; beyond 1.5 GB its tensors go to ``path``.data.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ``model`` keeps its tensors. Raises StageError where the files cannot be written; what stood
+    at ``path`` before is then still there.
+    """
     external = initializer_bytes(model) > EXTERNAL_DATA_BYTES
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    data = path.with_name(path.name + EXTERNAL_SUFFIX)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:
+        temporary.mkdir(parents=True)
+        _save(model, temporary / path.name, external)
         if external:
-            data.unlink(missing_ok=True)  # onnx appends to an existing data file
-            onnx.save_model(
-                model,
-                os.fspath(temporary),
-                save_as_external_data=True,
-                location=data.name,
-                size_threshold=1024,
-            )
-        else:
-            onnx.save_model(model, os.fspath(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        if external:
-            data.unlink(missing_ok=True)
-        raise
+            data = path.name + EXTERNAL_SUFFIX
+            os.replace(temporary / data, path.with_name(data))
+        os.replace(temporary / path.name, path)
+        if not external:
+            path.with_name(path.name + EXTERNAL_SUFFIX).unlink(missing_ok=True)
+    except OSError as error:
+        raise StageError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            fix="free some space or choose another directory",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
+def _save(model: onnx.ModelProto, path: Path, external: bool) -> None:
+    """onnx.save_model, which moves external tensors out of the model in memory: bring them back."""
+    import onnx
+
+    if not external:
+        onnx.save_model(model, os.fspath(path))
+        return
+    onnx.save_model(
+        model,
+        os.fspath(path),
+        save_as_external_data=True,
+        location=path.name + EXTERNAL_SUFFIX,
+        size_threshold=1024,
+    )
+    onnx.load_external_data_for_model(model, os.fspath(path.parent))
+
+
 def check_model(model: onnx.ModelProto, where: str) -> None:
-    """Run onnx's checker; a failure is a StageError naming ``where``."""
+    """Run onnx's checker; a failure is a StageError naming ``where``.
+
+    The checker serializes the model, which protobuf refuses above 2 GB: a model beyond the limit
+    of one file is checked without its large tensors.
+    """
     import onnx
 
     op.register_schema()
-    if initializer_bytes(model) > EXTERNAL_DATA_BYTES:
-        return  # the checker serializes the model, which protobuf refuses above 2 GB
+    large = initializer_bytes(model) > EXTERNAL_DATA_BYTES
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(skeleton(model) if large else model, full_check=True)
     except Exception as error:
         raise StageError(
-            f"wrote a model that onnx's checker refuses: {error}", where=where
+            f"a model was made that onnx's checker refuses: {first_line(error)}", where=where
         ) from error
 
 
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with its large initializers turned into inputs of their type: all that checking
+    and shape inference need, at no cost in memory.
+    """
+    import onnx
+
+    bare = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    graph = model.graph
+    bare.graph.name = graph.name or "graph"
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(bare.graph, field).extend(getattr(graph, field))
+    inputs = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if _tensor_bytes(tensor) <= _SMALL_TENSOR_BYTES:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            bare.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return bare
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """What onnx's shape inference finds out, by tensor name; {} where it gives up."""
+    import onnx
+
+    op.register_schema()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True).graph
+    except Exception:  # an odd foreign model: the passes go by what it says itself
+        return {}
+    return {v.name: v for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+
+
 def to_graph(model: onnx.ModelProto) -> gs.Graph:
-    """onnx -> onnx-graphsurgeon; each node's layer path in ``layer_of(node)``."""
+    """onnx -> onnx-graphsurgeon, types inferred where missing; ``layer_of(node)`` gives a node's
+    layer path. An initializer that is also listed as an input becomes a plain constant.
+    """
     import onnx
     import onnx_graphsurgeon as gs
 
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    ours = [f for f in bare.functions if f.name == op.OP_TYPE]
-    for function in ours:
+    for function in [f for f in bare.functions if f.name == op.OP_TYPE]:
         bare.functions.remove(function)
-    for node in bare.graph.node:
-        layer = node_layer(node)
-        if layer:
-            node.attribute.append(onnx.helper.make_attribute(_LAYER_ATTRIBUTE, layer))
+    known = {v.name for v in bare.graph.value_info} | {v.name for v in bare.graph.output}
+    for name, value in infer_shapes(model).items():
+        if name not in known and value.type.HasField("tensor_type"):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param.startswith("unk__"):  # the inference's own invention
+                    dim.ClearField("dim_param")
+            bare.graph.value_info.append(value)
+    layers = [node_layer(node) for node in bare.graph.node]
     graph = gs.import_onnx(bare)
+    for node, layer in zip(graph.nodes, layers, strict=True):
+        set_layer(node, layer)
     graph.ir_version = IR_VERSION
     return graph
 
@@ -129,12 +210,10 @@ def from_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     model = gs.export_onnx(graph)
     model.producer_name = "bitnet-export"
     model.metadata_props.extend(like.metadata_props)
-    for node in model.graph.node:
-        for attribute in list(node.attribute):
-            if attribute.name == _LAYER_ATTRIBUTE:
-                layer = onnx.helper.get_attribute_value(attribute).decode()
-                node.metadata_props.append(onnx.StringStringEntryProto(key=LAYER_KEY, value=layer))
-                node.attribute.remove(attribute)
+    for source, node in zip(graph.nodes, model.graph.node, strict=True):
+        layer = getattr(source, _LAYER_ATTRIBUTE, "")
+        if layer:
+            node.metadata_props.append(onnx.StringStringEntryProto(key=LAYER_KEY, value=layer))
     attach_functions(model)
     return model
 
@@ -160,16 +239,32 @@ def _import_only_used_domains(graph: gs.Graph) -> None:
 
 
 def node_layer(node: onnx.NodeProto) -> str:
-    """The module path on an ONNX node, or ""."""
-    return next((p.value for p in node.metadata_props if p.key == LAYER_KEY), "")
+    """The module path on an ONNX node, ours or torch's, or ""."""
+    metadata = {p.key: p.value for p in node.metadata_props}
+    if LAYER_KEY in metadata:
+        return metadata[LAYER_KEY]
+    if SCOPES_KEY in metadata:
+        return scope_path(metadata[SCOPES_KEY])
+    script = _SCRIPT_NAME.match(node.name)
+    return script["path"].replace("/", ".") if script else ""
+
+
+def scope_path(scopes: str) -> str:
+    """torch's ``name_scopes``, '["", "encoder", "encoder.query", "linear"]' -> "encoder.query"."""
+    try:
+        listed = ast.literal_eval(scopes)
+        paths = [s for s in listed[:-1] if s and not s.startswith("_empty")]
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        return ""
+    return str(paths[-1]) if paths else ""
 
 
 def layer_of(node: gs.Node) -> str:
     """The module path a node came from, or its own name where it came from none."""
-    return str(node.attrs.get(_LAYER_ATTRIBUTE) or node.name or node.outputs[0].name)
+    return str(getattr(node, _LAYER_ATTRIBUTE, "") or node.name or node.outputs[0].name)
 
 
 def set_layer(node: gs.Node, layer: str) -> gs.Node:
     """Record the module path a node stands for."""
-    node.attrs[_LAYER_ATTRIBUTE] = layer
+    setattr(node, _LAYER_ATTRIBUTE, layer)
     return node

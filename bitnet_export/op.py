@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_export import packing
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +25,8 @@ OP_TYPE = "TernaryMatMul"
 DOMAIN = "bitnet"
 TRT_DOMAIN = "trt.plugins"
 OP_VERSION = 1
+# BitwiseAnd, and ReduceMax with its axes as an input, came with 18.
+OLDEST_OPSET = 18
 # Attributes by which TensorRT's parser prefers the plugin over a function body of the same name.
 TRT_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": ""}
 
@@ -98,14 +100,13 @@ def reference_ternary_matmul(
     at = attributes
     check_operands(x.shape, packed_weight.shape, scale.shape, bias, at)
     w = packing.unpack(packed_weight, at.K).reshape(at.N, at.groups, -1)
+    values: npt.NDArray[Any] = x
+    a = np.ones((*x.shape[:-1], 1), np.float32)
     if at.activation_bits:
-        xq, a = quantize_activations(x)
-        left = xq.astype(np.int64).reshape(*x.shape[:-1], at.groups, -1)
-        sums = np.einsum("...gk,ngk->...ng", left, w.astype(np.int64), optimize=True)
-    else:
-        left = np.asarray(x, np.float64).reshape(*x.shape[:-1], at.groups, -1)
-        sums = np.einsum("...gk,ngk->...ng", left, w.astype(np.float64), optimize=True)
-        a = np.ones((*x.shape[:-1], 1), np.float32)
+        values, a = quantize_activations(x)
+    wide = np.int64 if at.activation_bits else np.float64
+    left = values.astype(wide).reshape(*x.shape[:-1], at.groups, -1)
+    sums = np.einsum("...gk,ngk->...ng", left, w.astype(wide), optimize=True)
     scale32 = np.asarray(scale, np.float32).reshape(-1, at.groups)
     y = (sums.astype(np.float32) * scale32).sum(axis=-1, dtype=np.float32) * a
     if bias is not None:
@@ -275,6 +276,16 @@ TernaryMatMul <K, N, group_size, activation_bits> (X, packed_weight, scale, bias
 """
 
 
+def check_opset(opset: int) -> None:
+    """Raise UsageError for a default-domain opset the function body cannot be written in."""
+    if opset < OLDEST_OPSET:
+        raise UsageError(
+            f"TernaryMatMul's function body needs opset {OLDEST_OPSET}, not {opset}",
+            where=f"--opset {opset}",
+            fix=f"leave --opset out, or pass {OLDEST_OPSET} or more",
+        )
+
+
 def function_body(opset: int, domain: str = DOMAIN) -> onnx.FunctionProto:
     """TernaryMatMul written in standard ONNX operators, for runtimes without a native one.
 
@@ -284,7 +295,6 @@ def function_body(opset: int, domain: str = DOMAIN) -> onnx.FunctionProto:
     """
     import onnx.parser
 
-    if opset < 18:
-        raise InputError(f"the TernaryMatMul function body needs opset 18, the model has {opset}")
+    check_opset(opset)
     text = _BODY.format(domain=domain, opset=opset, unpack=_UNPACK[domain].strip())
     return onnx.parser.parse_function(text)

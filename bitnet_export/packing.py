@@ -50,7 +50,8 @@ def pack(trits: npt.ArrayLike, multiple: int = ROW_MULTIPLE) -> UInt8Array:
     codes = np.full((n, padded_size(k, multiple)), ZERO_CODE, np.uint8)
     codes[:, :k] += w.astype(np.int8).view(np.uint8)  # wraps: 2 + (-1) == 1 in uint8
     quads = codes.reshape(n, -1, CODES_PER_BYTE)
-    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)
+    return np.bitwise_or.reduce(quads << shifts, axis=-1)
 
 
 def unpack(packed_weight: UInt8Array, k: int) -> Int8Array:

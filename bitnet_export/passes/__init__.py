@@ -28,10 +28,18 @@ OPTIONAL_PASSES: tuple[str, ...] = tuple(p.name for p in ALL_PASSES if p.optiona
 __all__ = [
     "ALL_PASSES",
     "OPTIONAL_PASSES",
+    "Canonicalize",
+    "FoldConstants",
+    "LowerInt8",
+    "LowerTwoBit",
+    "MergeSiblings",
     "Pass",
     "PassResult",
+    "QuantizeEmbeddings",
+    "RecogniseTernary",
+    "RetargetTensorRT",
     "Skip",
+    "TernarizeDense",
     "raise_opset",
     "run_passes",
 ]
-__all__ += [p.__name__ for p in ALL_PASSES]

@@ -7,16 +7,18 @@ read, what it left alone.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from bitnet_export import onnx_io, op
-from bitnet_export.errors import BitnetExportError, StageError, UsageError
+from bitnet_export.errors import BitnetExportError, StageError, UsageError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -81,17 +83,32 @@ def run_passes(
         on_pass(one.name)
         started = time.perf_counter()
         try:
-            result = one.run(graph)
+            with _quiet():
+                result = one.run(graph)
             graph.cleanup().toposort()
         except BitnetExportError:
             raise
         except Exception as error:
+            leave_out = f"leave it out with --skip-pass {one.name}, and " if one.optional else ""
             raise StageError(
-                f"pass {one.name} failed: {error}", fix=f"try --skip-pass {one.name}, and report it"
+                f"pass {one.name} failed: {first_line(error)}", fix=f"{leave_out}report it"
             ) from error
         result.name, result.seconds = one.name, time.perf_counter() - started
         results.append(result)
     return onnx_io.from_graph(graph, model), results
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnx-graphsurgeon prints its warnings on stdout, where the command line's output belongs."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
 
 
 def check_skippable(names: Sequence[str]) -> None:
@@ -105,6 +122,14 @@ def check_skippable(names: Sequence[str]) -> None:
             where="--skip-pass",
             fix=f"choose from {', '.join(OPTIONAL_PASSES)}",
         )
+
+
+def is_constant(tensor: Any) -> bool:
+    """Whether a tensor is an initializer or the output of a Constant node; reads no values."""
+    import onnx_graphsurgeon as gs
+
+    made_by_constant = len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant"
+    return isinstance(tensor, gs.Constant) or made_by_constant
 
 
 def constant_values(tensor: Any) -> np.ndarray | None:
@@ -136,13 +161,23 @@ class TernaryNode:
         """Module path."""
         return onnx_io.layer_of(self.node)
 
+    @property
+    def is_half(self) -> bool:
+        """Whether X and Y are float16."""
+        return self.x.dtype == np.float16
+
     @classmethod
     def of(cls, node: gs.Node) -> TernaryNode:
         """Open ``node``. An all-zero bias counts as none."""
         names = ("K", "N", "group_size", "activation_bits")
-        values = [constant_values(t) for t in node.inputs[1:]]
-        if any(v is None for v in values):
-            raise StageError("TernaryMatMul with computed weights", where=onnx_io.layer_of(node))
+        found = [constant_values(t) for t in node.inputs[1:] if not t.is_empty()]
+        values = [v for v in found if v is not None]
+        if len(values) < len(found):
+            raise StageError(
+                "a TernaryMatMul whose weights are computed cannot be lowered",
+                where=onnx_io.layer_of(node),
+                fix="do not skip fold-constants, or make its operands initializers",
+            )
         bias = values[2] if len(values) > 2 else None
         return cls(
             node=node,
@@ -161,32 +196,29 @@ def ternary_nodes(graph: gs.Graph) -> list[TernaryNode]:
 
 
 class Builder:
-    """Adds nodes for one layer at a time, named after it; literals and shared tensors are one."""
+    """Adds nodes for one layer at a time, named after it. Equal constants are one tensor."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
         self._tensors: dict[str, Any] = dict(graph.tensors())
-        self._literals: dict[tuple[str, bytes, tuple[int, ...]], Any] = {}
+        for subgraph in graph.subgraphs(recursive=True):  # their names must not be reused either
+            self._tensors |= subgraph.tensors()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
 
     def constant(self, values: np.ndarray, name: str) -> Any:
-        """A constant tensor of its own, for weights."""
+        """A constant tensor: a new one of about this name, or the one that holds equal values."""
         import onnx_graphsurgeon as gs
 
-        return gs.Constant(self.unique(name), np.ascontiguousarray(values))
+        array = np.ascontiguousarray(values)
+        digest = hashlib.blake2b(array.data, digest_size=16).digest()
+        key = (array.dtype.str, np.shape(values), digest)
+        if key not in self._constants:
+            self._constants[key] = gs.Constant(self.unique(name), array.reshape(np.shape(values)))
+        return self._constants[key]
 
     def literal(self, values: Any, dtype: Any) -> Any:
-        """A small constant; equal ones are one tensor."""
-        array = np.asarray(values, dtype)
-        key = (array.dtype.str, array.tobytes(), array.shape)
-        if key not in self._literals:
-            self._literals[key] = self.constant(array, "bitnet.literal")
-        return self._literals[key]
-
-    def shared(self, name: str, values: np.ndarray) -> Any:
-        """The constant of this name, made on first use: for equal tensors of any size."""
-        import onnx_graphsurgeon as gs
-
-        return self._tensors.setdefault(name, gs.Constant(name, values))
+        """A small constant that belongs to no layer."""
+        return self.constant(np.asarray(values, dtype), "bitnet.literal")
 
     def unique(self, hint: str) -> str:
         """A tensor name not in use yet."""
@@ -243,12 +275,30 @@ class Builder:
         )
         self.graph.nodes.append(onnx_io.set_layer(node, layer))
 
-    def variable_like(self, name: str, tensor: Any, last: int) -> Any:
-        """A tensor of ``tensor``'s type and shape, its last dimension replaced."""
+    def variable_like(self, name: str, tensor: Any, last: int, dtype: Any = None) -> Any:
+        """A tensor of ``tensor``'s type (or dtype) and shape, its last dimension replaced."""
         import onnx_graphsurgeon as gs
 
-        shape = None if tensor.shape is None else [*tensor.shape[:-1], last]
-        return gs.Variable(self.unique(name), dtype=tensor.dtype, shape=shape)
+        shape = [*tensor.shape[:-1], last] if tensor.shape else None
+        return gs.Variable(self.unique(name), dtype=dtype or tensor.dtype, shape=shape)
+
+
+def float32_ends(builder: Builder, t: TernaryNode, cast: dict[int, Any]) -> tuple[Any, Any]:
+    """(x, y) of a layer for operators that take float32 only: behind Casts where it is float16.
+
+    cast: the inputs cast so far, by id, for layers that share one.
+    """
+    if not t.is_half:
+        return t.x, t.y
+    if id(t.x) not in cast:
+        cast[id(t.x)] = builder.node(
+            "Cast", [t.x], layer=t.layer, dtype=np.float32, attrs={"to": 1}, hint="to_float32"
+        )
+    y = builder.variable_like(f"{t.layer}/float32", t.y, t.attributes.N, np.float32)
+    builder.node(
+        "Cast", [y], layer=t.layer, dtype=np.float16, attrs={"to": 10}, output=t.y, hint="to_half"
+    )
+    return cast[id(t.x)], y
 
 
 def make_ternary_node(
@@ -265,7 +315,7 @@ def make_ternary_node(
     """Append the TernaryMatMul y = x W^T scale + bias; a missing bias becomes shared zeros [N]."""
     if bias is None:
         zeros = np.zeros(attributes.N, np.float32)
-        bias_tensor = builder.shared(f"bitnet.no_bias.{attributes.N}", zeros)
+        bias_tensor = builder.constant(zeros, f"bitnet.no_bias.{attributes.N}")
     else:
         bias_tensor = builder.constant(bias.astype(np.float32), f"{layer}.bias")
     builder.node(
@@ -277,7 +327,7 @@ def make_ternary_node(
             bias_tensor,
         ],
         layer=layer,
-        dtype=np.float32,
+        dtype=x.dtype or np.float32,
         attrs=dict(attributes.as_dict()),
         output=y,
         domain=op.DOMAIN,

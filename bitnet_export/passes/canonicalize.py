@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
+from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values, is_constant
+from bitnet_export.passes.matmul_sites import name_sites
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -18,23 +19,28 @@ class Canonicalize(Pass):
 
     name = "canonicalize"
     requires = "constants folded"
-    ensures = "constant matrices are the right-hand [K, N] operand of a MatMul"
+    ensures = "constant matrices are the right-hand [K, N] operand of a MatMul of its own name"
     optional = False
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite every Gemm that allows it."""
         result = PassResult()
         builder = Builder(graph)
+        name_sites(graph, _multiplies_by_a_constant)
         for node in [n for n in graph.nodes if n.op == "Gemm"]:
             weight = constant_values(node.inputs[1])
             if weight is None:
-                result.skip(node.name, "B is computed, not a weight")
+                result.skip(onnx_io.layer_of(node), "B is computed, not a weight")
             elif node.attrs.get("transA", 0):
-                result.skip(node.name, "A is transposed")
+                result.skip(onnx_io.layer_of(node), "A is transposed")
             else:
                 _split_gemm(builder, node, weight)
                 result.rewritten += 1
         return result
+
+
+def _multiplies_by_a_constant(node: gs.Node) -> bool:
+    return node.op in ("Gemm", "MatMul") and is_constant(node.inputs[1])
 
 
 def _split_gemm(builder: Builder, node: gs.Node, weight: np.ndarray) -> None:
@@ -42,7 +48,7 @@ def _split_gemm(builder: Builder, node: gs.Node, weight: np.ndarray) -> None:
     w = weight.T if attrs.get("transB", 0) else weight
     w = (w * np.asarray(attrs.get("alpha", 1.0), w.dtype)).astype(w.dtype)
     x, y, layer = node.inputs[0], node.outputs[0], onnx_io.layer_of(node)
-    addend = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    addend = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     node.outputs.clear()
     w_tensor = builder.constant(w, f"{layer}.weight")
     product = builder.node(

@@ -4,22 +4,81 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bitnet_export.passes.base import Pass, PassResult
+import numpy as np
+
+from bitnet_export.passes.base import Pass, PassResult, constant_values, is_constant
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
+# Different at every run, though all their inputs are constant.
+_RANDOM = {
+    *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
+}
+_WEIGHT_READERS = ("MatMul", "Gemm", "Transpose")
+
 
 class FoldConstants(Pass):
-    """Exporters leave transposes, casts and dequantization on weights; fold them first."""
+    """Exporters leave transposes, casts and dequantization on weights; fold them first.
+
+    Left alone: random numbers, and the transpose of a tensor that is an embedding table, too,
+    which would be stored twice.
+    """
 
     name = "fold-constants"
     requires = "onnxruntime, which evaluates the constants"
-    ensures = "no node has only constant inputs"
+    ensures = "no other node has only constant inputs"
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Fold, with onnx-graphsurgeon's own folding."""
+        """Fold, with onnx-graphsurgeon's own folding after what it leaves out."""
         before = len(graph.nodes)
-        graph.fold_constants(size_threshold=None)
+        result = PassResult()
+        for node in graph.nodes:
+            if node.op == "DequantizeLinear":
+                _fold_dequantize(node)
+            elif node.op in _RANDOM:
+                result.skip(node.name or node.outputs[0].name, "makes random numbers")
+            elif _is_tied(node):
+                result.skip(node.inputs[0].name, "an embedding and a weight, stored once")
         graph.cleanup()
-        return PassResult(rewritten=before - len(graph.nodes))
+        graph.fold_constants(
+            size_threshold=None,
+            should_exclude_node=lambda node: node.op in _RANDOM or _is_tied(node),
+        )
+        graph.cleanup()
+        result.rewritten = before - len(graph.nodes)
+        return result
+
+
+def _is_tied(node: gs.Node) -> bool:
+    """A Transpose of a constant that a Gather reads as well."""
+    if node.op != "Transpose" or not is_constant(node.inputs[0]):
+        return False
+    return any(reader.op == "Gather" for reader in node.inputs[0].outputs)
+
+
+def _fold_dequantize(node: gs.Node) -> None:
+    """Weights stored as integers and a scale become floats; onnx-graphsurgeon never folds those.
+
+    Only where a product reads them: other quantized tensors keep their size.
+    """
+    y = node.outputs[0]
+    values = [None if t.is_empty() else constant_values(t) for t in node.inputs]
+    given = [v for t, v in zip(node.inputs, values, strict=True) if not t.is_empty()]
+    if any(v is None for v in given) or {n.op for n in y.outputs} - set(_WEIGHT_READERS):
+        return
+    x, scale = np.asarray(values[0]), np.asarray(values[1])
+    zero = values[2] if len(values) > 2 and values[2] is not None else np.zeros_like(scale)
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+
+    def spread(v: np.ndarray) -> np.ndarray:
+        if v.size == 1:
+            return v.reshape(())
+        if block:
+            return np.repeat(v, block, axis).take(np.arange(x.shape[axis]), axis)
+        return v.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+
+    centred = x.astype(np.float32) - spread(np.asarray(zero).astype(np.float32))
+    y.to_constant((centred * spread(scale).astype(np.float32)).astype(scale.dtype))
+    y.inputs.clear()

@@ -8,13 +8,21 @@ TernaryMatMul does, or per tensor on request, which is one fused operator and a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitnet_export import op
 from bitnet_export.packing import ZERO_CODE
-from bitnet_export.passes.base import Builder, Pass, PassResult, TernaryNode, ternary_nodes
+from bitnet_export.passes.base import (
+    Builder,
+    Pass,
+    PassResult,
+    TernaryNode,
+    float32_ends,
+    ternary_nodes,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -36,65 +44,64 @@ class LowerInt8(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite what the integer operators can express."""
         result = PassResult()
+        shared = _Shared()
         builder = Builder(graph)
-        quantized: dict[int, tuple[Any, Any]] = {}
         for node in ternary_nodes(graph):
             if node.attributes.group_size:
                 result.skip(node.layer, "group scales have no integer operator; it runs as 2-bit")
             elif not node.attributes.activation_bits:
                 result.skip(node.layer, "float activations have no integer operator")
             else:
-                self._lower(builder, node, quantized)
+                self._lower(builder, node, shared)
                 result.rewritten += 1
         return result
 
-    def _lower(
-        self, builder: Builder, t: TernaryNode, quantized: dict[int, tuple[Any, Any]]
-    ) -> None:
+    def _lower(self, builder: Builder, t: TernaryNode, shared: _Shared) -> None:
         layer = t.layer
-        weight = unpack_in_graph(builder, t)
+        weight = unpack_in_graph(builder, t, shared.weights)
         scale = builder.constant(
             t.scale.reshape(()) if t.scale.size == 1 else t.scale, f"{layer}.scale"
         )
         weight_zero = builder.literal(0, np.int8)
         t.node.outputs.clear()
+        x, y = float32_ends(builder, t, shared.inputs)
+        bias = None if t.bias is None else builder.constant(t.bias, f"{layer}.bias")
         if self.activation_scale == "tensor":
-            inputs = [t.x, weight, scale, weight_zero]
-            if t.bias is not None:
-                inputs.append(builder.constant(t.bias, f"{layer}.bias"))
             builder.node(
                 "DynamicQuantizeMatMul",
-                inputs,
+                [x, weight, scale, weight_zero, *([] if bias is None else [bias])],
                 layer=layer,
                 dtype=np.float32,
-                output=t.y,
+                output=y,
                 domain=CONTRIB,
             )
             return
-        if id(t.x) not in quantized:
-            quantized[id(t.x)] = quantize_rows(builder, t.x, layer)
-        xq, a = quantized[id(t.x)]
+        if id(x) not in shared.quantized:
+            shared.quantized[id(x)] = quantize_rows(builder, x, layer)
+        xq, a = shared.quantized[id(x)]
+        one, x_zero = builder.literal(1.0, np.float32), builder.literal(128, np.uint8)
         sums = builder.node(
             "MatMulIntegerToFloat",
-            [
-                xq,
-                weight,
-                builder.literal(1.0, np.float32),
-                scale,
-                builder.literal(128, np.uint8),
-                weight_zero,
-            ],
+            [xq, weight, one, scale, x_zero, weight_zero],
             layer=layer,
             dtype=np.float32,
             domain=CONTRIB,
         )
-        # The bias stays an Add of its own: ONNX Runtime fuses it with the Gelu or residual after it.
-        y = builder.node(
-            "Mul", [sums, a], layer=layer, dtype=np.float32, output=t.y if t.bias is None else None
-        )
-        if t.bias is not None:
-            bias = builder.constant(t.bias, f"{layer}.bias")
-            builder.node("Add", [y, bias], layer=layer, dtype=np.float32, output=t.y)
+        # The bias stays an Add: ONNX Runtime fuses it with the Gelu or residual after it.
+        last = y if bias is None else None
+        product = builder.node("Mul", [sums, a], layer=layer, dtype=np.float32, output=last)
+        if bias is not None:
+            builder.node("Add", [product, bias], layer=layer, dtype=np.float32, output=y)
+
+
+@dataclass
+class _Shared:
+    """What several layers use, by the id of the tensor it is made from: inputs cast to float32,
+    inputs quantized, weights unpacked."""
+
+    inputs: dict[int, Any] = field(default_factory=dict)
+    quantized: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    weights: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
 def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
@@ -115,16 +122,21 @@ def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
     return xq, a
 
 
-def unpack_in_graph(builder: Builder, t: TernaryNode) -> Any:
-    """packed_weight [N, K'/4] uint8 -> int8 [K, N], computed by constant nodes in the graph."""
+def unpack_in_graph(builder: Builder, t: TernaryNode, done: dict[tuple[int, int], Any]) -> Any:
+    """packed_weight [N, K'/4] uint8 -> int8 [K, N], computed by constant nodes in the graph.
+
+    done: the weights unpacked before, by packed tensor and K; layers may share one.
+    """
     at = t.attributes
+    packed = builder.constant(t.packed_weight[..., None], f"{t.layer}.packed_weight")
+    if (id(packed), at.K) in done:
+        return done[id(packed), at.K]
 
     def node(op_type: str, *inputs: Any, dtype: Any, **attrs: Any) -> Any:
         hint = f"unpack.{op_type}"
         return builder.node(op_type, inputs, layer=t.layer, dtype=dtype, attrs=attrs, hint=hint)
 
     u8, i64 = np.uint8, np.int64
-    packed = builder.constant(t.packed_weight[..., None], f"{t.layer}.packed_weight")
     shifts = builder.literal([0, 2, 4, 6], u8)
     shifted = node("BitShift", packed, shifts, dtype=u8, direction="RIGHT")
     codes = node("BitwiseAnd", shifted, builder.literal([3], u8), dtype=u8)
@@ -134,4 +146,5 @@ def unpack_in_graph(builder: Builder, t: TernaryNode) -> Any:
     columns = node("Transpose", cut, dtype=u8, perm=[1, 0])
     wide = node("Cast", columns, dtype=np.int32, to=6)
     centred = node("Sub", wide, builder.literal(ZERO_CODE, np.int32), dtype=np.int32)
-    return node("Cast", centred, dtype=np.int8, to=3)
+    done[id(packed), at.K] = node("Cast", centred, dtype=np.int8, to=3)
+    return done[id(packed), at.K]

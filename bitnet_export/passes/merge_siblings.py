@@ -6,7 +6,6 @@ the names of the tensors they replace.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class MergeSiblings(Pass):
-    """Widen."""
+    """q/k/v and gate/up become one node each, whose outputs a Split hands out."""
 
     name = "merge-siblings"
     requires = "TernaryMatMul nodes"
@@ -51,10 +50,15 @@ class MergeSiblings(Pass):
 
 
 def merged_name(layers: list[str]) -> str:
-    """["a.q", "a.k"] -> "a.{q,k}"."""
-    prefix = os.path.commonprefix(layers)
-    prefix = prefix[: prefix.rfind(".") + 1]
-    return f"{prefix}{{{','.join(layer[len(prefix) :] for layer in layers)}}}"
+    """["a.q", "a.k"] -> "a.{q,k}"; without a parent in common, "{q,k}"."""
+    parts = [layer.split(".") for layer in layers]
+    parents = [p[:-1] for p in parts]
+    shared = next(
+        (i for i, names in enumerate(zip(*parents, strict=False)) if len(set(names)) > 1),
+        min(map(len, parents)),
+    )
+    prefix = "".join(f"{name}." for name in parts[0][:shared])
+    return f"{prefix}{{{','.join('.'.join(p[shared:]) for p in parts)}}}"
 
 
 def _merge(builder: Builder, siblings: list[TernaryNode]) -> None:
@@ -62,7 +66,6 @@ def _merge(builder: Builder, siblings: list[TernaryNode]) -> None:
     sizes = [s.attributes.N for s in siblings]
     at = first.attributes
     outputs = [s.y for s in siblings]
-    biases = [s.bias for s in siblings]
     wide = builder.variable_like(f"{layer}/merged", outputs[0], sum(sizes))
     for s in siblings:
         s.node.outputs.clear()
@@ -74,14 +77,7 @@ def _merge(builder: Builder, siblings: list[TernaryNode]) -> None:
         attributes=op.TernaryAttributes(at.K, sum(sizes), at.group_size, at.activation_bits),
         packed_weight=np.concatenate([s.packed_weight for s in siblings]),
         scale=np.concatenate([_rows(s) for s in siblings]),
-        bias=None
-        if all(b is None for b in biases)
-        else np.concatenate(
-            [
-                np.zeros(n, np.float32) if b is None else b
-                for b, n in zip(biases, sizes, strict=True)
-            ]
-        ),
+        bias=_join_biases([s.bias for s in siblings], sizes),
     )
     builder.split(wide, outputs, sizes, layer=layer)
 
@@ -89,3 +85,11 @@ def _merge(builder: Builder, siblings: list[TernaryNode]) -> None:
 def _rows(node: TernaryNode) -> np.ndarray:
     """The scale, one row for each of the N outputs."""
     return np.broadcast_to(node.scale, (node.attributes.N, *node.scale.shape[1:]))
+
+
+def _join_biases(biases: list[np.ndarray | None], sizes: list[int]) -> np.ndarray | None:
+    """The biases one after the other, zeros where a layer has none; None if all have none."""
+    if all(bias is None for bias in biases):
+        return None
+    pairs = zip(biases, sizes, strict=True)
+    return np.concatenate([np.zeros(n, np.float32) if b is None else b for b, n in pairs])

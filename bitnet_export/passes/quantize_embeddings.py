@@ -6,6 +6,7 @@ standard operators that gather the codes and rescale only the rows read, for any
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,21 @@ from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-# Block along the row that shares a scale: whole-row accuracy needs less at 8 bits than at 4.
-BLOCK = {8: 128, 4: 32}
+# Weights of a row that share a scale, the largest that divides the row: 8 bits are accurate with
+# long blocks, 4 are not. GatherBlockQuantized takes powers of two from 16.
+BLOCKS = {8: (128, 64, 32, 16), 4: (32, 16)}
 MIN_TABLE_BYTES = 16384
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A quantized table: its constants, the original row length, block and element type."""
+
+    codes: Any
+    scale: Any
+    dim: int
+    block: int
+    dtype: Any
 
 
 class QuantizeEmbeddings(Pass):
@@ -26,7 +39,7 @@ class QuantizeEmbeddings(Pass):
 
     name = "quantize-embeddings"
     requires = "constants folded"
-    ensures = "embedding tables of 16 KiB and more are stored in 8 or 4 bits"
+    ensures = "embedding tables of 16 KiB and more are stored in 8 or 4 bits, or listed"
 
     def __init__(self, bits: int = 8, contrib: bool = True) -> None:
         self.bits = bits
@@ -36,90 +49,112 @@ class QuantizeEmbeddings(Pass):
         """Rewrite every Gather on a large constant table."""
         result = PassResult()
         builder = Builder(graph)
-        tables: dict[int, tuple[Any, Any]] = {}
+        tables: dict[int, _Table] = {}
         for node in [n for n in graph.nodes if n.op == "Gather"]:
-            table = constant_values(node.inputs[0])
-            if table is None or table.ndim != 2 or table.dtype != np.float32:
+            source = node.inputs[0]
+            values = constant_values(source)
+            if values is None or values.ndim != 2 or values.dtype not in (np.float32, np.float16):
                 continue
-            reason = self._reason_to_keep(node, table)
+            reason = self._reason_to_keep(graph, node, values)
             if reason:
-                result.skip(node.inputs[0].name, reason)
+                result.skip(source.name, reason)
                 continue
-            key = id(node.inputs[0])
-            if key not in tables:
-                tables[key] = self._constants(builder, node.inputs[0].name, table)
-            self._rewrite(builder, node, table.shape[1], *tables[key])
+            if id(source) not in tables:
+                tables[id(source)] = self._quantize(builder, source.name, values)
+            self._rewrite(builder, node, tables[id(source)])
             result.rewritten += 1
         return result
 
-    def _reason_to_keep(self, node: gs.Node, table: np.ndarray) -> str:
-        if node.attrs.get("axis", 0) != 0:
+    def _reason_to_keep(self, graph: gs.Graph, node: gs.Node, table: np.ndarray) -> str:
+        source = node.inputs[0]
+        if node.attrs.get("axis", 0) not in (0, -2):
             return "gathers columns, not rows"
         if table.nbytes < MIN_TABLE_BYTES:
             return f"{table.nbytes} bytes are too few to matter"
-        others = [n for n in node.inputs[0].outputs if n.op != "Gather"]
+        if not np.isfinite(table).all():
+            return "holds NaN or Inf"
+        others = [n for n in source.outputs if n.op not in ("Gather", "Constant")]
         if others:
             return f"also read by {others[0].op} {others[0].name}"
-        if table.shape[1] % BLOCK[self.bits]:
-            return f"rows of {table.shape[1]} are not whole blocks of {BLOCK[self.bits]}"
+        if any(source is output for output in graph.outputs):
+            return "is an output of the model, too"
+        if not _block(table.shape[1], self.bits):
+            return f"rows of {table.shape[1]} are not whole blocks of {BLOCKS[self.bits][-1]}"
+        if not self.contrib and node.inputs[1].shape is None:
+            return "the rank of the indices is not known"
         return ""
 
-    def _constants(self, builder: Builder, name: str, table: np.ndarray) -> tuple[Any, Any]:
-        codes, scale = quantize_blocks(table, self.bits, BLOCK[self.bits])
+    def _quantize(self, builder: Builder, name: str, table: np.ndarray) -> _Table:
+        block = _block(table.shape[1], self.bits)
+        codes, scale = quantize_blocks(table.astype(np.float32), self.bits, block)
         if self.bits == 4:
             codes = codes[:, 0::2] | codes[:, 1::2] << 4
-        return builder.constant(codes, f"{name}.codes"), builder.constant(scale, f"{name}.scale")
+        return _Table(
+            builder.constant(codes, f"{name}.codes"),
+            builder.constant(scale.astype(table.dtype), f"{name}.scale"),
+            table.shape[1],
+            block,
+            table.dtype,
+        )
 
-    def _rewrite(self, builder: Builder, node: gs.Node, dim: int, codes: Any, scale: Any) -> None:
+    def _rewrite(self, builder: Builder, node: gs.Node, table: _Table) -> None:
         indices, y, layer = node.inputs[1], node.outputs[0], onnx_io.layer_of(node)
         node.outputs.clear()
-        if self.contrib:
-            builder.node(
-                "GatherBlockQuantized",
-                [codes, indices, scale],
-                layer=layer,
-                dtype=np.float32,
-                output=y,
-                domain="com.microsoft",
-                attrs={
-                    "bits": self.bits,
-                    "block_size": BLOCK[self.bits],
-                    "gather_axis": 0,
-                    "quantize_axis": 1,
-                },
-            )
-        else:
-            self._gather_standard(builder, layer, codes, scale, indices, y, dim)
+        if not self.contrib:
+            self._gather_standard(builder, layer, table, indices, y)
+            return
+        builder.node(
+            "GatherBlockQuantized",
+            [table.codes, indices, table.scale],
+            layer=layer,
+            dtype=table.dtype,
+            output=y,
+            domain="com.microsoft",
+            attrs={
+                "bits": self.bits,
+                "block_size": table.block,
+                "gather_axis": 0,
+                "quantize_axis": 1,
+            },
+        )
 
     def _gather_standard(
-        self, builder: Builder, layer: str, codes: Any, scale: Any, indices: Any, y: Any, dim: int
+        self, builder: Builder, layer: str, table: _Table, indices: Any, y: Any
     ) -> None:
-        u8, f32, i64 = np.uint8, np.float32, np.int64
-        lead = [0] * len(indices.shape) if indices.shape is not None else None
-        block = BLOCK[self.bits]
+        u8, i64, dtype = np.uint8, np.int64, table.dtype
+        # 0 in a Reshape keeps a dimension: [..., D] -> [..., D/block, block] -> [..., D].
+        lead = [0] * len(indices.shape)
 
         def node(op_type: str, *inputs: Any, dtype: Any, output: Any = None, **attrs: Any) -> Any:
             return builder.node(
                 op_type, inputs, layer=layer, dtype=dtype, attrs=attrs, output=output
             )
 
-        rows = node("Gather", codes, indices, dtype=u8, axis=0)
+        rows = node("Gather", table.codes, indices, dtype=u8, axis=0)
         if self.bits == 4:
             pairs = node("Unsqueeze", rows, builder.literal([-1], i64), dtype=u8)
-            shifted = node(
-                "BitShift", pairs, builder.literal([0, 4], u8), dtype=u8, direction="RIGHT"
-            )
-            rows = node("BitwiseAnd", shifted, builder.literal([15], u8), dtype=u8)
-        values = node("Cast", rows, dtype=f32, to=1)
-        zero = float(1 << (self.bits - 1))
-        centred = node("Sub", values, builder.literal(zero, f32), dtype=f32)
-        # 0 in a Reshape keeps a dimension: [..., D] -> [..., D/block, block] -> [..., D].
-        blocks = builder.literal([*(lead or []), dim // block, block], i64)
-        by_block = node("Reshape", centred, blocks, dtype=f32)
-        row_scales = node("Gather", scale, indices, dtype=f32, axis=0)
-        scales = node("Unsqueeze", row_scales, builder.literal([-1], i64), dtype=f32)
-        scaled = node("Mul", by_block, scales, dtype=f32)
-        node("Reshape", scaled, builder.literal([*(lead or []), dim], i64), dtype=f32, output=y)
+            shifts, mask = builder.literal([0, 4], u8), builder.literal([15], u8)
+            shifted = node("BitShift", pairs, shifts, dtype=u8, direction="RIGHT")
+            rows = node("BitwiseAnd", shifted, mask, dtype=u8)
+        values = node("Cast", rows, dtype=dtype, to=1 if dtype == np.float32 else 10)
+        centred = node("Sub", values, builder.literal(zero_point(self.bits), dtype), dtype=dtype)
+        blocks = builder.literal([*lead, table.dim // table.block, table.block], i64)
+        by_block = node("Reshape", centred, blocks, dtype=dtype)
+        row_scales = node("Gather", table.scale, indices, dtype=dtype, axis=0)
+        scales = node("Unsqueeze", row_scales, builder.literal([-1], i64), dtype=dtype)
+        scaled = node("Mul", by_block, scales, dtype=dtype)
+        whole = builder.literal([*lead, table.dim], i64)
+        node("Reshape", scaled, whole, dtype=dtype, output=y)
+
+
+def _block(dim: int, bits: int) -> int:
+    """The largest block that divides a row of ``dim``, 0 where none does."""
+    return next((block for block in BLOCKS[bits] if dim % block == 0), 0)
+
+
+def zero_point(bits: int) -> int:
+    """The code of 0."""
+    return 1 << (bits - 1)
 
 
 def quantize_blocks(table: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,9 +162,8 @@ def quantize_blocks(table: np.ndarray, bits: int, block: int) -> tuple[np.ndarra
 
     Symmetric absmax a block: value = (code - zero point) * scale.
     """
-    zero, limit = 1 << (bits - 1), (1 << (bits - 1)) - 1
     blocks = table.reshape(table.shape[0], -1, block)
     peak = np.abs(blocks).max(axis=-1, keepdims=True)
-    scale = np.where(peak > 0, peak / limit, 1).astype(np.float32)
-    codes = np.rint(blocks / scale) + zero
+    scale = np.where(peak > 0, peak / (zero_point(bits) - 1), 1).astype(np.float32)
+    codes = np.rint(blocks / scale) + zero_point(bits)
     return codes.astype(np.uint8).reshape(table.shape), scale[..., 0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bitnet_export.passes.base import Builder, Pass, PassResult
 from bitnet_export.passes.matmul_sites import find_sites
 
@@ -31,8 +33,9 @@ class RecogniseTernary(Pass):
         result = PassResult()
         builder = Builder(graph)
         for site in find_sites(graph, result):
-            weight = site.weight.T
-            if find_ternary(torch.tensor(weight)) is None:
+            site.check_finite()
+            weight = site.weight.T.astype(np.float32)
+            if find_ternary(torch.from_numpy(weight)) is None:
                 result.skip(site.layer, "weights are not ternary")
                 continue
             site.replace(builder, *ternarize_weight(weight), activation_bits=self.activation_bits)

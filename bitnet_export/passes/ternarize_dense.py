@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from bitnet_export.passes.base import Builder, Pass, PassResult
+from bitnet_export.passes.base import Builder, Pass, PassResult, ternary_nodes
 from bitnet_export.passes.matmul_sites import MatMulSite, find_sites
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TernarizeDense(Pass):
-    """What prepare and convert do to a PyTorch model, done to an ONNX file.
+    """What prepare and convert do to a PyTorch model, done to an ONNX file by the same rules.
 
     Post-training ternarization costs accuracy, so the pipeline measures the agreement and warns.
     """
@@ -26,7 +25,7 @@ class TernarizeDense(Pass):
 
     def __init__(self, config: TernaryConfig, keep_head: bool = True) -> None:
         self.config = config
-        self.keep_head = keep_head
+        self.keep_head = keep_head and config.keep_head
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Ternarize with the configured quantizer."""
@@ -34,26 +33,31 @@ class TernarizeDense(Pass):
 
         result = PassResult()
         builder = Builder(graph)
-        for site in find_sites(graph, result):
-            reason = self._reason_to_keep(site)
+        sites = find_sites(graph, result)
+        widths = [s.weight.shape[0] for s in sites]
+        widths += [t.attributes.K for t in ternary_nodes(graph)]
+        for site in sites:
+            reason = self._reason_to_keep(site, widths)
             if reason:
                 result.skip(site.layer, reason)
                 continue
+            site.check_finite()
             trits, scale = ternarize_weight(site.weight.T, self.config)
+            if not trits.any() and site.weight.any():
+                result.skip(site.layer, f"no weight exceeds the threshold {self.config.threshold}")
+                continue
             site.replace(builder, trits, scale, self.config.activation_bits)
             result.rewritten += 1
         return result
 
-    def _reason_to_keep(self, site: MatMulSite) -> str:
-        name, config = site.layer, self.config
-        pattern = next((p for p in config.exclude if fnmatch(name, p)), None)
-        if pattern:
-            return f"excluded by pattern {pattern}"
-        if not any(fnmatch(name, p) for p in config.include):
-            return "matches no --include pattern"
-        if self.keep_head and site.is_head:
-            return "the last layer (head) stays in floating point"
-        k = site.weight.shape[0]
-        if config.group_size and k % config.group_size:
-            return f"K={k} is not a multiple of group size {config.group_size}"
+    def _reason_to_keep(self, site: MatMulSite, widths: list[int]) -> str:
+        """widths: the input width of every layer; a head's output is none of them."""
+        k, n = site.weight.shape
+        reason = self.config.excluded_by(site.layer)
+        if reason:
+            return reason
+        if self.keep_head and len(widths) > 1 and n not in widths and site.is_last:
+            return "output head: no other layer reads an input of its width"
+        if k < self.config.min_k:
+            return f"K={k} is below min_k={self.config.min_k}"
         return ""

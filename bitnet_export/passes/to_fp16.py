@@ -7,13 +7,13 @@ and outputs of the model stay float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitnet_export import onnx_io, op
-from bitnet_export.errors import MissingRequirement
-from bitnet_export.passes.base import PassResult
+from bitnet_export.errors import MissingRequirement, StageError, first_line
+from bitnet_export.passes.base import Builder, PassResult
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +24,10 @@ KEPT_OPS = ("LayerNormalization", "RMSNormalization", "Softmax", "Pow", "ReduceM
 
 
 def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
-    """float32 model -> (float16 model, what was converted). Needs onnxruntime."""
+    """float32 model -> (float16 model, what was converted).
+
+    Raises MissingRequirement without onnxruntime, StageError where its converter fails.
+    """
     try:
         from onnxruntime.transformers import float16
     except ImportError as error:
@@ -32,51 +35,77 @@ def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
             "--dtype fp16 uses ONNX Runtime's converter, which is not installed",
             fix="pip install 'bitnet-export[ort]'",
         ) from error
-    layers = {n.name: onnx_io.node_layer(n) for n in model.graph.node}
-    functions = list(model.functions)
     copy = type(model)()
     copy.CopyFrom(model)
+    layers = _name_every_node(copy)
     del copy.functions[:]
-    converted = float16.convert_float_to_float16(
-        copy,
-        keep_io_types=True,
-        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_OPS, op.OP_TYPE],
-        node_block_list=[name for name, layer in layers.items() if _is_norm(layer)],
-    )
-    converted.functions.extend(functions)
+    try:
+        converted = float16.convert_float_to_float16(
+            copy,
+            keep_io_types=True,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_OPS, op.OP_TYPE],
+            node_block_list=[name for name, layer in layers.items() if _is_norm(layer)],
+        )
+    except Exception as error:
+        raise StageError(
+            f"the model cannot be made float16: {first_line(error)}",
+            where="--dtype fp16",
+            fix="leave --dtype out",
+        ) from error
+    converted.functions.extend(model.functions)
     graph = onnx_io.to_graph(converted)
-    ternary = [n for n in graph.nodes if n.op == op.OP_TYPE]
-    for node in ternary:
-        _bypass_input_cast(node)
-        _bypass_output_cast(node)
+    builder = Builder(graph)
+    result = PassResult(name=NAME, notes=["norms and softmax stay in float32"])
+    for node in [n for n in graph.nodes if n.op == op.OP_TYPE]:
+        if _bypass_input_cast(node):
+            _make_output_half(graph, builder, node)
+            result.rewritten += 1
+        else:
+            result.skip(onnx_io.layer_of(node), "its input is float32")
     graph.cleanup().toposort()
-    result = PassResult(name=NAME, rewritten=sum(n.inputs[0].dtype == np.float16 for n in ternary))
-    result.notes.append("norms and softmax stay in float32")
     return onnx_io.from_graph(graph, model), result
+
+
+def _name_every_node(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name -> layer; nodes without a name of their own, or with a taken one, get one, because
+    the converter goes by names."""
+    layers: dict[str, str] = {}
+    for i, node in enumerate(model.graph.node):
+        layer = onnx_io.node_layer(node)
+        if not node.name or node.name in layers:
+            node.name = f"bitnet.node.{i}"
+        layers[node.name] = layer
+    return layers
 
 
 def _is_norm(layer: str) -> bool:
     return "norm" in layer.rsplit(".", 1)[-1].lower()
 
 
-def _is_cast(node: gs.Node, dtype: Any) -> bool:
-    return node.op == "Cast" and node.attrs.get("to") in (dtype, np.dtype(dtype).type)
-
-
-def _bypass_input_cast(node: gs.Node) -> None:
+def _bypass_input_cast(node: gs.Node) -> bool:
+    """Take X from before its Cast from float16, if there is one; whether X is float16 now."""
     x = node.inputs[0]
-    if x.inputs and x.inputs[0].op == "Cast" and x.inputs[0].inputs[0].dtype == np.float16:
-        node.inputs[0] = x.inputs[0].inputs[0]
+    producer = x.inputs[0] if x.inputs else None
+    if producer is not None and producer.op == "Cast" and producer.inputs[0].dtype == np.float16:
+        node.inputs[0] = producer.inputs[0]
+    return bool(node.inputs[0].dtype == np.float16)
 
 
-def _bypass_output_cast(node: gs.Node) -> None:
-    """TernaryMatMul's output has its input's type: its casts to float16 go, others stay."""
-    y = node.outputs[0]
-    if node.inputs[0].dtype != np.float16:
-        return
-    y.dtype = np.dtype(np.float16)
-    for cast in [n for n in y.outputs if n.op == "Cast"]:
-        if cast.outputs[0].dtype == np.float16:
-            for consumer in list(cast.outputs[0].outputs):
-                consumer.inputs = [y if t is cast.outputs[0] else t for t in consumer.inputs]
-            cast.outputs.clear()
+def _make_output_half(graph: gs.Graph, builder: Builder, node: gs.Node) -> None:
+    """Y has X's type. Casts of it to float16 go; whatever still wants float32 gets a Cast."""
+    y, layer = node.outputs[0], onnx_io.layer_of(node)
+    half = builder.variable_like(f"{y.name}.half", y, node.attrs["N"], np.float16)
+    node.outputs = [half]
+    for cast in [n for n in y.outputs if n.op == "Cast" and n.outputs[0].dtype == np.float16]:
+        result = cast.outputs[0]
+        if any(result is output for output in graph.outputs):
+            cast.inputs = [half]
+            continue
+        for consumer in list(result.outputs):
+            consumer.inputs = [half if t is result else t for t in consumer.inputs]
+        cast.inputs.clear()
+        cast.outputs.clear()
+    if y.outputs or any(y is output for output in graph.outputs):
+        builder.node(
+            "Cast", [half], layer=layer, dtype=np.float32, attrs={"to": 1}, output=y, hint="float32"
+        )

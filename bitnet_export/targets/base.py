@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitnet_export.errors import UsageError
+from bitnet_export.options import Progress, SilentProgress
 from bitnet_export.passes import Pass, PassResult, run_passes
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Lowered:
     """What a target made of a model.
 
     parity_kinds: keys of verify's tolerance table that say what differs from the model it was
-    given. requires: package -> the oldest version that runs it.
+    given. requires: package -> the oldest version that runs it. dtype: of what is not ternary,
+    where it is not the one asked for.
     """
 
     model: onnx.ModelProto
@@ -40,6 +42,34 @@ class Lowered:
     decisions: list[Decision] = field(default_factory=list)
     parity_kinds: tuple[str, ...] = ("exact",)
     requires: dict[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+
+
+@dataclass
+class BuildJob:
+    """What Target.build works on, and what it fills in.
+
+    directory: being written, model.onnx is in it. inputs: as in the manifest. low, opt, high:
+    axis sizes, low and high as far as the user gave them; asked_opt: those of opt the user gave;
+    limits: the largest the model takes. environment: what the manifest records of the build.
+    """
+
+    directory: Path
+    options: ExportOptions
+    lowered: Lowered
+    inputs: Mapping[str, Mapping[str, Any]]
+    opt: Mapping[str, int]
+    low: Mapping[str, int] = field(default_factory=dict)
+    high: Mapping[str, int] = field(default_factory=dict)
+    asked_opt: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    progress: Progress = field(default_factory=SilentProgress)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def decide(self, name: str, choice: str, reason: str) -> None:
+        """Record a choice made for the user, and say it."""
+        self.lowered.decisions.append(Decision(name, choice, reason))
+        self.progress.note(f"{name}: {choice} ({reason})")
 
 
 class Target(ABC):
@@ -71,7 +101,7 @@ class Target(ABC):
         lowered.passes += results
         return lowered
 
-    def build(self, directory: Path, options: ExportOptions) -> None:
+    def build(self, directory: Path, options: ExportOptions) -> None:  # noqa: B027  a hook
         """Make what else the target needs beside model.onnx, in ``directory``. Nothing here."""
 
 
@@ -80,8 +110,10 @@ def target_for(name: str) -> Target:
     from bitnet_export.targets.onnx import OnnxTarget
     from bitnet_export.targets.ort import OrtTarget
     from bitnet_export.targets.trt import TrtTarget
+    from bitnet_export.targets.trt_rtx import TrtRtxTarget
 
-    targets: dict[str, type[Target]] = {t.name: t for t in (OnnxTarget, OrtTarget, TrtTarget)}
+    known: tuple[type[Target], ...] = (OnnxTarget, OrtTarget, TrtTarget, TrtRtxTarget)
+    targets = {target.name: target for target in known}
     if name not in targets:
         raise UsageError(
             f"{name!r} is no target", where="--target", fix=f"choose from {', '.join(targets)}"

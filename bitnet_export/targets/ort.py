@@ -7,10 +7,12 @@ Measured on AVX2 and AVX512-VNNI machines; docs/decisions.md has the figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import median_high
 from typing import TYPE_CHECKING
 
-from bitnet_export import op
+from bitnet_export import onnx_io, op
 from bitnet_export.errors import MissingRequirement, UsageError
 from bitnet_export.manifest import version_tuple
 from bitnet_export.passes import FoldConstants, LowerInt8, LowerTwoBit, MergeSiblings, Pass
@@ -103,29 +105,19 @@ def choose_kernel(model: onnx.ModelProto, asked: str, opt_sizes: Mapping[str, in
 
 def rows_per_run(model: onnx.ModelProto, opt_sizes: Mapping[str, int]) -> int | None:
     """The rows M most TernaryMatMuls see at the opt shape, or None where shapes are unknown."""
-    import math
-    from statistics import median_high
-
-    import onnx
-
-    bound = onnx.ModelProto()
-    bound.CopyFrom(model)
+    bound = onnx_io.skeleton(model)
     del bound.graph.value_info[:]
     for value in bound.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in opt_sizes:
                 dim.dim_value = opt_sizes[dim.dim_param]
-    for tensor in bound.graph.initializer:
-        if len(tensor.raw_data) > 4096:  # shape inference needs only the small ones
-            tensor.ClearField("raw_data")
-    op.register_schema()
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
-    except Exception:
-        return None
-    known = (*inferred.graph.value_info, *inferred.graph.input)
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
-    nodes = [n for n in inferred.graph.node if n.op_type == op.OP_TYPE]
+    known = onnx_io.infer_shapes(bound)
+    shapes = {
+        name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for name, v in known.items()
+        if v.type.tensor_type.HasField("shape")
+    }
+    nodes = [n for n in model.graph.node if n.op_type == op.OP_TYPE]
     rows = [math.prod(shapes[n.input[0]][:-1]) for n in nodes if n.input[0] in shapes]
     rows = [r for r in rows if r > 0]
     return median_high(rows) if rows else None

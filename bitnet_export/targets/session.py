@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_export.errors import BitnetExportError, MissingRequirement, StageError
+from bitnet_export.errors import (
+    BitnetExportError,
+    MissingRequirement,
+    StageError,
+    UsageError,
+    first_line,
+)
 from bitnet_export.manifest import MODEL, Manifest, check_manifest
 
 if TYPE_CHECKING:
@@ -83,8 +89,10 @@ def open_session(
 
     threads: intra-op threads, None: ONNX Runtime's default. native: a library of custom ops to
     register. Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
-    back silently), StageError where the model does not load.
+    back silently), StageError where the model does not load, UsageError for threads below 1.
     """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}", where="load_session")
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -107,7 +115,9 @@ def open_session(
         session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
     except Exception as error:
         raise StageError(
-            f"ONNX Runtime {ort.__version__} does not load the model: {error}", where=str(path)
+            f"ONNX Runtime {ort.__version__} does not load the model: {first_line(error)}",
+            where=str(path),
+            fix="check the file with bitnet-export inspect, the versions with bitnet-export doctor",
         ) from error
     if session.get_providers()[0] != provider:
         raise MissingRequirement(

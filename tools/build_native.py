@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# This checkout's package, whichever is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from fetch_tensorrt_headers import fetch
 
 from bitnet_export.errors import (

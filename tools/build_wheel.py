@@ -20,6 +20,9 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# This checkout's package, whichever is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from bitnet_export.errors import BitnetExportError, MissingRequirement, StageError
 from bitnet_export.native import LIBRARIES, NATIVE_DIR, read_build_info
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bitnet_export import op, packing  # noqa: E402
+from bitnet_export import op, packing
 
 MAGIC = b"BNGOLD1\0"
 FLOAT32_ROUNDING = 2.0**-24
@@ -146,7 +146,8 @@ def allowed_error(
         xq, a = op.quantize_activations(x)
         left, terms = xq.astype(np.float64), 2 * at.K // 32 + 4  # kernels flush each 32 weights
     else:
-        left, a, terms = x.astype(np.float64), np.ones((len(x), 1)), at.K + at.groups + 4
+        left, a = x.astype(np.float64), np.ones((len(x), 1), np.float32)
+        terms = at.K + at.groups + 4
     left = np.abs(left).reshape(len(x), at.groups, -1)
     right = np.abs(trits).reshape(len(trits), at.groups, -1).astype(np.float64)
     sums = np.einsum("mgk,ngk->mng", left, right, optimize=True)

@@ -32,57 +32,60 @@ inline void for_each_piece(int64_t begin, int64_t end, int64_t most, F f) {
   }
 }
 
-// Writes 16 results, of which n >= 1 are inside Y, to row `row` at the first column of panel p.
+// Writes values [rows, 16] to Y from row `row` on at the columns of panel p, of which the last
+// panel may have fewer than 16.
 template <class Isa>
-inline void store_row(const bitnet_cpu_weights& w, const Tile& tile, int64_t row, int64_t p,
-                      const float* values) {
+inline void store_panel(const bitnet_cpu_weights& w, const Tile& tile, int64_t row, int64_t rows,
+                        int64_t p, const float* values) {
   const int64_t column = p * kPanel, n = min64(kPanel, w.N - column);
-  const int64_t offset = row * w.N + column;
-  if (!tile.half) {
-    float* y = static_cast<float*>(tile.y) + offset;
-    if (n == kPanel)  // a known size: a few moves instead of a call
-      memcpy(y, values, kPanel * sizeof(float));
-    else
-      memcpy(y, values, size_t(n) * sizeof(float));
-    return;
+  for (int64_t r = 0; r < rows; ++r, values += kPanel) {
+    const int64_t offset = (row + r) * w.N + column;
+    if (!tile.half) {
+      float* y = static_cast<float*>(tile.y) + offset;
+      if (n == kPanel)  // a known size: a few moves instead of a call
+        memcpy(y, values, kPanel * sizeof(float));
+      else
+        memcpy(y, values, size_t(n) * sizeof(float));
+      continue;
+    }
+    uint16_t half[kPanel];
+    Isa::store_half(values, half);
+    memcpy(static_cast<uint16_t*>(tile.y) + offset, half, size_t(n) * sizeof(uint16_t));
   }
-  uint16_t half[kPanel];
-  Isa::store_half(values, half);
-  memcpy(static_cast<uint16_t*>(tile.y) + offset, half, size_t(n) * sizeof(uint16_t));
 }
 
-// sums [rows, 16] -> Y: (sum * scale) * a + bias, in this order, each step rounded to float32.
-template <class Isa>
-inline void finish(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile,
-                   int64_t row, int64_t p, const int32_t* sums) {
+// y [rows, 16] = (sums * scale) * a + bias, in this order, each step rounded to float32. y may
+// be a part of Y itself, with rows `stride` apart.
+inline void finish(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row, int64_t rows,
+                   int64_t p, const int32_t* sums, float* __restrict__ y, int64_t stride) {
+  const float* a = ws.a + row;
+  const int32_t* offset = ws.sums + row;  // codes are w + 1: one sum of activations too much
   const float* scale = w.panel_scale(0, p);
   const float* bias = w.bias + p * kPanel;
-  const float a = ws.a[row];
-  const int32_t offset = ws.sums[row];  // codes are w + 1: one sum of activations too much
-  float y[kPanel];
-  for (int j = 0; j < kPanel; ++j) y[j] = float(sums[j] - offset) * scale[j] * a + bias[j];
-  store_row<Isa>(w, tile, row, p, y);
-}
-
-// The same with a scale for each group: total [16] holds sum_g scale_g * sum_g.
-inline void add_group(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row, int64_t p,
-                      int64_t g, const int32_t* sums, float* total) {
-  const float* scale = w.panel_scale(g, p);
-  const int32_t offset = ws.sums[row * w.groups + g];
-  for (int j = 0; j < kPanel; ++j) {
-    const float before = g ? total[j] : 0.0f;
-    total[j] = before + float(sums[j] - offset) * scale[j];
+  for (int64_t r = 0; r < rows; ++r, sums += kPanel, y += stride) {
+    for (int j = 0; j < kPanel; ++j)
+      y[j] = float(sums[j] - offset[r]) * scale[j] * a[r] + bias[j];
   }
 }
 
-template <class Isa>
-inline void finish_groups(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile,
-                          int64_t row, int64_t p, const float* total) {
+// total [rows, 16] (+)= sums * scale, for group g of several.
+inline void add_group(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row, int64_t rows,
+                      int64_t p, int64_t g, const int32_t* sums, float* __restrict__ total) {
+  const float* scale = w.panel_scale(g, p);
+  for (int64_t r = 0; r < rows; ++r, sums += kPanel, total += kPanel) {
+    const int32_t offset = ws.sums[(row + r) * w.groups + g];
+    for (int j = 0; j < kPanel; ++j)
+      total[j] = (g ? total[j] : 0.0f) + float(sums[j] - offset) * scale[j];
+  }
+}
+
+// y [rows, 16] = total * a + bias, in place.
+inline void finish_groups(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row,
+                          int64_t rows, int64_t p, float* total) {
   const float* bias = w.bias + p * kPanel;
-  const float a = ws.a[row];
-  float y[kPanel];
-  for (int j = 0; j < kPanel; ++j) y[j] = total[j] * a + bias[j];
-  store_row<Isa>(w, tile, row, p, y);
+  for (int64_t r = 0; r < rows; ++r, total += kPanel) {
+    for (int j = 0; j < kPanel; ++j) total[j] = total[j] * ws.a[row + r] + bias[j];
+  }
 }
 
 // sums [row_end - row_begin, 16] += the products of steps [begin, end) of panel p.
@@ -114,7 +117,7 @@ template <class Isa>
 void multiply_int8(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile) {
   alignas(64) uint8_t unpacked[Isa::kChunkSteps * kStepBytes * 4];
   alignas(64) int32_t sums[kRowBlock * kPanel];
-  alignas(64) float total[kRowBlock * kPanel];
+  alignas(64) float values[kRowBlock * kPanel];
   for_each_piece(tile.row_begin, tile.row_end, kRowBlock, [&](int64_t r0, int64_t r1) {
     const int64_t rows = r1 - r0;
     for (int64_t p = tile.panel_begin; p < tile.panel_end; ++p) {
@@ -122,15 +125,18 @@ void multiply_int8(const bitnet_cpu_weights& w, const Workspace& ws, const Tile&
         memset(sums, 0, size_t(rows * kPanel) * sizeof(int32_t));
         add_products<Isa>(w, ws, r0, r1, p, g * w.group_steps, (g + 1) * w.group_steps,
                           unpacked, sums);
-        for (int64_t r = 0; w.groups > 1 && r < rows; ++r)
-          add_group(w, ws, r0 + r, p, g, sums + r * kPanel, total + r * kPanel);
+        if (w.groups > 1) add_group(w, ws, r0, rows, p, g, sums, values);
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        if (w.groups > 1)
-          finish_groups<Isa>(w, ws, tile, r0 + r, p, total + r * kPanel);
-        else
-          finish<Isa>(w, ws, tile, r0 + r, p, sums + r * kPanel);
+      if (w.groups == 1 && !tile.half && (p + 1) * kPanel <= w.N) {  // straight into Y
+        float* y = static_cast<float*>(tile.y) + r0 * w.N + p * kPanel;
+        finish(w, ws, r0, rows, p, sums, y, w.N);
+        continue;
       }
+      if (w.groups == 1)
+        finish(w, ws, r0, rows, p, sums, values, kPanel);
+      else
+        finish_groups(w, ws, r0, rows, p, values);
+      store_panel<Isa>(w, tile, r0, rows, p, values);
     }
   });
 }
@@ -153,7 +159,7 @@ void multiply_float(const bitnet_cpu_weights& w, const Workspace& ws, const Tile
           total[i] = (g ? total[i] : 0.0f) + sums[i] * scale[i % kPanel];
       }
       for (int64_t i = 0; i < rows * kPanel; ++i) total[i] += bias[i % kPanel];
-      for (int r = 0; r < rows; ++r) store_row<Isa>(w, tile, r0 + r, p, total + r * kPanel);
+      store_panel<Isa>(w, tile, r0, rows, p, total);
     }
   });
 }

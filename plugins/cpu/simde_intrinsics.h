@@ -8,10 +8,6 @@
 #include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
 
-#ifndef _MM_FROUND_NO_EXC
-#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
-#endif
-
 // Its vpdpbusd with a VEX prefix has another name there.
 #ifndef _mm256_dpbusd_avx_epi32
 #define _mm256_dpbusd_avx_epi32(sum, codes, x) simde_mm256_dpbusd_epi32(sum, codes, x)

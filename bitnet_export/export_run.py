@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bitnet_export.load import LoadedModel
     from bitnet_export.report.schema import FinetuneBlock, LayerRow, Report, StageRow
-    from bitnet_export.targets import Lowered
+    from bitnet_export.targets import BuildJob, Lowered
     from bitnet_export.ternary import LayerStatus, TernaryConfig
 
 
@@ -185,7 +185,35 @@ class ExportRun:
         self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
         return ternary
 
-    def write_manifest(self, lowered: Lowered, opt_sizes: dict[str, int]) -> None:
+    def build_job(self, lowered: Lowered, opt_sizes: dict[str, int]) -> BuildJob:
+        """What the target's build starts from."""
+        from bitnet_export.targets import BuildJob
+
+        options, axes = self.options, self.loaded.dynamic_axes
+        asked = {
+            kind: shapes.parse_shapes(given, axes, f"--{kind}-shape")
+            for kind, given in (
+                ("min", options.min_shapes),
+                ("opt", options.opt_shapes),
+                ("max", options.max_shapes),
+            )
+        }
+        return BuildJob(
+            directory=self.out,
+            options=options,
+            lowered=lowered,
+            inputs=assess.describe_graph(lowered.model, self.loaded)[0],
+            opt=opt_sizes,
+            low=asked["min"],
+            high=asked["max"],
+            asked_opt=asked["opt"],
+            limits=self.loaded.axis_limits,
+            progress=self.stage.progress,
+        )
+
+    def write_manifest(
+        self, lowered: Lowered, opt_sizes: dict[str, int], environment: dict[str, Any]
+    ) -> None:
         """Write manifest.json over the files made so far."""
         from bitnet_export import env
 
@@ -194,7 +222,7 @@ class ExportRun:
         record = manifest.Manifest(
             name=loaded.name,
             target=options.target,
-            dtype=options.dtype,
+            dtype=lowered.dtype or options.dtype,
             inputs=inputs,
             outputs=outputs,
             axis_limits=dict(loaded.axis_limits),
@@ -202,6 +230,7 @@ class ExportRun:
             parity_kinds=list(lowered.parity_kinds),
             runtime=env.package_versions(),
             requires=lowered.requires,
+            environment=environment,
             model={"kind": loaded.kind, "source": str(options.model)},
         )
         files = [p.relative_to(self.out).as_posix() for p in self.out.rglob("*") if p.is_file()]

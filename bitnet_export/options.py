@@ -128,6 +128,9 @@ class ExportOptions(ModelOptions):
     metric: "package.module:function"; metric_data: the file it reads, default data.
     threads: ONNX Runtime threads for verify and bench, None for its own default.
     finetune_steps: 0 leaves fine-tuning out.
+    compute_capabilities: "7.5", of the cards trt-rtx builds for, one engine each, or with
+    portable_engine one for all. embed_plugin: trt engines carry the plugin library. triton: a
+    directory that gets a Triton Inference Server model repository.
     """
 
     target: str = "ort"
@@ -152,6 +155,10 @@ class ExportOptions(ModelOptions):
     overwrite: bool = False
     keep_intermediate: bool = True
     engine: bool = True
+    compute_capabilities: tuple[str, ...] = ()
+    portable_engine: bool = False
+    embed_plugin: bool = False
+    triton: Path | None = None
     seed: int = 0
     finetune_steps: int = 0
 

@@ -71,12 +71,13 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
             onnx_io.check_model(lowered.model, manifest.MODEL)
         for decision in lowered.decisions:
             progress.note(f"{decision.name}: {decision.choice} ({decision.reason})")
-        if options.engine:
-            try:
-                target.build(out, options)
-            except MissingRequirement as error:
-                missing = error  # what was made is kept; said at the end
-        work.write_manifest(lowered, opt_sizes)
+        job = work.build_job(lowered, opt_sizes)
+        try:
+            with stage("build", options.target):
+                target.build(job)
+        except MissingRequirement as error:
+            missing = error  # what was made is kept; said at the end
+        work.write_manifest(lowered, opt_sizes, job.environment)
         report = work.assess(lowered, target.runs_on_cpu)
         if not options.keep_intermediate:
             drop_intermediate(out)

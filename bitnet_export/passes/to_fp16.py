@@ -105,6 +105,8 @@ def _make_output_half(graph: gs.Graph, builder: Builder, node: gs.Node) -> None:
             consumer.inputs = [half if t is result else t for t in consumer.inputs]
         cast.inputs.clear()
         cast.outputs.clear()
+        # The converter gave Y's name to the cast's result: verify finds layers by it.
+        half.name, result.name = result.name, half.name
     if y.outputs or any(y is output for output in graph.outputs):
         builder.node(
             "Cast", [half], layer=layer, dtype=np.float32, attrs={"to": 1}, output=y, hint="float32"

@@ -1,18 +1,24 @@
-"""Target trt: the ONNX file with plugin nodes, for TensorRT on Turing and newer.
+"""Target trt: the ONNX file with plugin nodes, and the engine where this machine can build it.
 
 The graph is complete: domain trt.plugins, int32 weights, plugin attributes, and a function body
-so that other runtimes can check it. Building the engine needs TensorRT and a GPU.
+so that other runtimes can check it. The directory also gets the plugin library and
+build_engine.sh, for the machine that has TensorRT and the GPU.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitnet_export.errors import MissingRequirement
+from bitnet_export import env, manifest
+from bitnet_export.errors import MissingRequirement, StageError
+from bitnet_export.native import NativeLibrary, find_library
 from bitnet_export.passes import FoldConstants, MergeSiblings, Pass, RetargetTensorRT
-from bitnet_export.targets.base import Decision, Lowered, Target
+from bitnet_export.targets.base import BuildJob, Decision, Lowered, Target
+from bitnet_export.targets.trt_build import TENSORRT, missing_for
+from bitnet_export.targets.trt_engine import EnginePlan, make_engines, plan_profile
+from bitnet_export.targets.trt_script import write_script
 
 if TYPE_CHECKING:
     import onnx
@@ -42,24 +48,60 @@ class TrtTarget(Target):
             lowered.parity_kinds += ("fp16",)
         return [FoldConstants(), MergeSiblings(), RetargetTensorRT()], lowered
 
-    def build(self, directory: Path, options: ExportOptions) -> None:
-        """Raise MissingRequirement saying what this machine lacks: engines are not built yet."""
-        missing = _missing()
-        raise MissingRequirement(
-            f"model.onnx with its plugin nodes is written; no engine was built: {missing}",
-            where="--target trt",
-            fix="build the engine on the machine that runs it, with this version's plugin; "
-            "--no-engine makes the ONNX file alone a success",
+    def build(self, job: BuildJob) -> None:
+        """Plugin library, build_engine.sh, and the engine where this machine can build it.
+
+        Raises MissingRequirement saying what it lacks, StageError where the plugin is of another
+        version or TensorRT refuses the model.
+        """
+        plan_profile(job)
+        job.environment["build"] = {
+            "runtime": TENSORRT,
+            "embed_plugin": job.options.embed_plugin,
+        }
+        job.environment["plans"] = {manifest.ENGINE: EnginePlan(manifest.ENGINE).as_dict()}
+        gaps = missing_for(TENSORRT)
+        try:
+            add_plugin(job)
+        except MissingRequirement as error:
+            gaps.append(error.what)
+        write_script(job.directory, job.environment)
+        if not job.options.engine:
+            return
+        if gaps:
+            raise MissingRequirement(
+                f"model.onnx{_with_plugin(job)} and build_engine.sh are written; no engine was "
+                f"built: {'; '.join(gaps)}",
+                where="--target trt",
+                fix="copy the directory to the machine that will run it and run build_engine.sh "
+                "there; --no-engine makes the files alone a success",
+            )
+        make_engines(job.directory, job.environment, job.progress)
+
+
+def add_plugin(job: BuildJob) -> None:
+    """Copy the plugin into the directory and record it. Raises MissingRequirement, StageError."""
+    library = find_library("tensorrt_plugin")
+    check_version(library)
+    shutil.copy2(library.path, job.directory / library.path.name)
+    job.environment["plugin"] = {
+        "file": library.path.name,
+        "version": library.version,
+        "sha256": library.sha256,
+        **library.details,
+    }
+
+
+def check_version(library: NativeLibrary) -> None:
+    """Raise StageError where the plugin was built from another version than this package."""
+    ours = env.version("bitnet-export")
+    if ours is not None and library.version != ours:
+        raise StageError(
+            f"the plugin is of version {library.version}, this bitnet-export is {ours}",
+            where=str(library.path),
+            fix="build it again (python tools/build_native.py) or install the matching wheel",
         )
 
 
-def _missing() -> str:
-    """What stands between this machine and an engine."""
-    from importlib.util import find_spec
-
-    gaps = []
-    if find_spec("tensorrt") is None:
-        gaps.append("TensorRT is not installed (pip install 'bitnet-export[trt]')")
-    if not Path("/dev/nvidia0").exists():
-        gaps.append("there is no NVIDIA GPU")
-    return "; ".join(gaps) or "this version does not build engines yet"
+def _with_plugin(job: BuildJob) -> str:
+    return ", the plugin library" if "plugin" in job.environment else ""

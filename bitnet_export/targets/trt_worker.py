@@ -102,7 +102,7 @@ def make_config(request: dict[str, Any], trt: Any, monitor: Any) -> Any:
 def make_monitor(trt: Any, emit: Any) -> Any:
     """An IProgressMonitor that emits the outermost phase's steps."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[str | None, int]] = {}

@@ -76,6 +76,13 @@ TOLERANCES = {
         "MatMulNBits (accuracy level 4) quantizes activations per block of 128 instead of per "
         "row: 0.5-0.9 % a layer, adding up over the layers",
     ),
+    "float-activations": Kind(
+        3e-2,
+        0.2,
+        0.98,
+        "activations stay floating point where the reference rounds them to int8 per row: "
+        "0.5-0.9 % a layer, adding up over the layers",
+    ),
     "fp16": Kind(
         1e-2, 0.15, 0.99, f"float16 keeps 11 bits between layers; {_FLIPS}", same_dtype=False
     ),

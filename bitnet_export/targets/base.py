@@ -101,8 +101,11 @@ class Target(ABC):
         lowered.passes += results
         return lowered
 
-    def build(self, directory: Path, options: ExportOptions) -> None:  # noqa: B027  a hook
-        """Make what else the target needs beside model.onnx, in ``directory``. Nothing here."""
+    def build(self, job: BuildJob) -> None:  # noqa: B027  a hook
+        """Make what else the target needs beside model.onnx. Nothing here.
+
+        Raises MissingRequirement where this machine lacks something; what was made stays.
+        """
 
 
 def target_for(name: str) -> Target:

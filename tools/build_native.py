@@ -23,7 +23,8 @@ from pathlib import Path
 # This checkout's package, whichever is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fetch_tensorrt_headers import fetch
+import fetch_ort_headers
+import fetch_tensorrt_headers
 
 from bitnet_export.errors import (
     EXIT_MISSING_REQUIREMENT,
@@ -50,28 +51,27 @@ SYSTEM_INCLUDES = (
 
 @dataclass(frozen=True)
 class Part:
-    """One build tree. option: the CMake switch that turns it on; sources: folders under plugins
-    it cannot do without; ships: the libraries it makes, by their names in bitnet_export.native."""
+    """One build tree. option: the CMake switch that turns it on; ships: the libraries it makes,
+    by their names in bitnet_export.native."""
 
     name: str
     option: str
-    sources: tuple[str, ...]
     ships: tuple[str, ...] = ()
     needs_nvcc: bool = False
     needs_tensorrt: bool = False
+    needs_onnxruntime: bool = False
 
 
 PARTS = (
-    Part("emulation", "BITNET_BUILD_EMULATION", ("tensorrt",), needs_tensorrt=True),
+    Part("emulation", "BITNET_BUILD_EMULATION", needs_tensorrt=True),
     Part(
         "cuda",
         "BITNET_BUILD_CUDA",
-        ("tensorrt", "kernels"),
         ships=("tensorrt_plugin", "tensorrt_register"),
         needs_nvcc=True,
         needs_tensorrt=True,
     ),
-    Part("cpu", "BITNET_BUILD_CPU", ("cpu", "ort"), ships=("ort_cpu",)),
+    Part("cpu", "BITNET_BUILD_CPU", ships=("ort_cpu",), needs_onnxruntime=True),
 )
 
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    names = [part.name for part in PARTS if _has_sources(part)]
+    names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART")
     parser.add_argument("--require", action="store_true", help="a skipped part is an error")
@@ -129,32 +129,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _has_sources(part: Part) -> bool:
-    return all((PLUGINS / folder / "CMakeLists.txt").is_file() for folder in part.sources)
-
-
 def build(part: Part, tools: Tools, options: argparse.Namespace) -> None:
     """Configure, compile and ship one part. Raises MissingRequirement or StageError."""
     started = time.monotonic()
     tree = BUILD_DIR / part.name
-    settings = {other.option: "ON" if other is part else "OFF" for other in PARTS}
-    if tools.compiler is None:
-        raise MissingRequirement("no C++ compiler", fix="apt-get install g++")
-    if part.needs_nvcc:
-        settings |= _cuda_settings(tools, options.cuda_archs.replace(",", ";").split(";"))
-    if part.needs_tensorrt:
-        settings["TENSORRT_INCLUDE_DIR"] = os.fspath(_tensorrt_include(options.tensorrt_include))
+    settings = _settings(part, tools, options)
     generator = "Ninja" if tools.ninja else "Unix Makefiles"
     _discard_foreign_tree(tree, generator)
     command = [tools.cmake, "-S", os.fspath(PLUGINS), "-B", os.fspath(tree), "-G", generator]
-    if tools.ninja:
-        command.append(f"-DCMAKE_MAKE_PROGRAM={tools.ninja}")
     command += [f"-D{key}={value}" for key, value in settings.items()]
     _run(command, part, options.verbose)
     _run([tools.cmake, "--build", os.fspath(tree), "-j", str(options.jobs)], part, options.verbose)
     made = [ship(name, tree) for name in part.ships] or [tree]
     result = ", ".join(os.fspath(path.relative_to(REPOSITORY)) for path in made)
     print(f"built {part.name}: {result} ({time.monotonic() - started:.0f} s)")
+
+
+def _settings(part: Part, tools: Tools, options: argparse.Namespace) -> dict[str, str]:
+    """What CMake is told, headers fetched if need be. Raises MissingRequirement."""
+    if tools.compiler is None:
+        raise MissingRequirement("no C++ compiler", fix="apt-get install g++")
+    settings = {other.option: "ON" if other is part else "OFF" for other in PARTS}
+    settings["BITNET_PYTHON"] = sys.executable  # golden data comes from the NumPy reference
+    if tools.ninja:
+        settings["CMAKE_MAKE_PROGRAM"] = tools.ninja
+    if part.needs_nvcc:
+        settings |= _cuda_settings(tools, options.cuda_archs.replace(",", ";").split(";"))
+    if part.needs_tensorrt:
+        settings["TENSORRT_INCLUDE_DIR"] = os.fspath(_tensorrt_include(options.tensorrt_include))
+    if part.needs_onnxruntime:
+        given = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
+        settings["ONNXRUNTIME_INCLUDE_DIR"] = given or os.fspath(fetch_ort_headers.fetch())
+    return settings
 
 
 def _cuda_settings(tools: Tools, archs: list[str]) -> dict[str, str]:
@@ -180,7 +186,7 @@ def _tensorrt_include(given: Path | None) -> Path | str:
     if given:
         return given.resolve()
     installed = any((Path(folder) / "NvInferRuntime.h").is_file() for folder in SYSTEM_INCLUDES)
-    return "" if installed or os.environ.get("TENSORRT_ROOT") else fetch()
+    return "" if installed or os.environ.get("TENSORRT_ROOT") else fetch_tensorrt_headers.fetch()
 
 
 def find_tools() -> Tools:

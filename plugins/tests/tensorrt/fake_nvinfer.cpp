@@ -50,7 +50,8 @@ class RecordingRegistry final : public nvinfer1::IPluginRegistry {
     return nullptr;
   }
   int32_t releasePluginResource(const char*) noexcept override { return 0; }
-  nvinfer1::IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t*) noexcept override {
+  // Not in the headers before 10.10, hence no override.
+  virtual nvinfer1::IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t*) noexcept {
     return nullptr;
   }
 };

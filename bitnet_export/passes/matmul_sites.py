@@ -72,11 +72,12 @@ class MatMulSite:
         """Put a TernaryMatMul with trits [N, K] and its scale in place of the nodes."""
         n, k = trits.shape
         group_size = k // scale.shape[1] if scale.ndim == 2 else 0
+        layer = self.layer  # a node without a name is called after its output
         for node in self.nodes:
             node.outputs.clear()
         make_ternary_node(
             builder,
-            layer=self.layer,
+            layer=layer,
             x=self.x,
             y=self.y,
             attributes=op.TernaryAttributes(k, n, group_size, activation_bits),

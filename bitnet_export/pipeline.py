@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
 
 
-def output_directory(options: ExportOptions) -> Path:
-    """Where an export goes: -o, or out/NAME-TARGET."""
-    return options.output or Path("out") / f"{options.model.resolve().stem}-{options.target}"
-
-
 def run_export(options: ExportOptions, progress: Progress | None = None) -> Report:
     """Model file -> verified deployment directory, with its report.
 
@@ -52,7 +47,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
 
     progress = progress or SilentProgress()
     stage = Stages(progress)
-    directory = output_directory(options)
+    directory = options.directory
     check_replaceable(directory, options.overwrite)
     check_skippable(options.skip_passes)
     target = targets.target_for(options.target)
@@ -99,7 +94,7 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
 
     progress = progress or SilentProgress()
     stage = Stages(progress)
-    output = options.output or Path(f"{options.model.resolve().stem}-ternary.pt")
+    output = options.file
     if options.data is None:
         raise UsageError(
             "fine-tuning needs data",

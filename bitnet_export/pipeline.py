@@ -51,6 +51,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     check_replaceable(directory, options.overwrite)
     check_skippable(options.skip_passes)
     target = targets.target_for(options.target)
+    target.check_options(options)
     with stage("load", str(options.model)):
         loaded = load_model(options, progress)
         opt_sizes = shapes.opt_sizes(loaded, options)

@@ -54,6 +54,34 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     default=True,
     help="Build the TensorRT engine as well (targets trt and trt-rtx).",
 )
+@option(
+    "--compute-capability",
+    "compute_capabilities",
+    group=TARGET,
+    multiple=True,
+    metavar="7.5",
+    help="Card that trt-rtx builds for, one engine each. Repeatable. [default: this machine's GPU, "
+    "else 7.5]",
+)
+@option(
+    "--portable-engine",
+    group=TARGET,
+    is_flag=True,
+    help="trt-rtx: one engine for all --compute-capability, or for 8.0 and newer.",
+)
+@option(
+    "--embed-plugin",
+    group=TARGET,
+    is_flag=True,
+    help="trt: the engine carries the plugin library.",
+)
+@option(
+    "--triton",
+    group=TARGET,
+    type=shared.FILE,
+    metavar="DIR",
+    help="Also write a Triton Inference Server model repository.",
+)
 @shared.model_options("npz or safetensors with example inputs by name.")
 @shared.ternary_options()
 @option(

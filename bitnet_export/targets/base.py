@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from bitnet_export.options import ExportOptions
 
 
+TARGET_OPTIONS = {
+    "compute_capabilities": "--compute-capability",
+    "portable_engine": "--portable-engine",
+    "embed_plugin": "--embed-plugin",
+    "triton": "--triton",
+}
+
+
 @dataclass(frozen=True)
 class Decision:
     """A choice made for the user, and why."""
@@ -78,6 +86,8 @@ class Target(ABC):
     name: ClassVar[str]
     # Whether the outputs can be compared and timed under ONNX Runtime on this machine's CPU.
     runs_on_cpu: ClassVar[bool] = True
+    # Fields of TARGET_OPTIONS that it takes.
+    own_options: ClassVar[tuple[str, ...]] = ("triton",)
 
     @abstractmethod
     def plan(
@@ -100,6 +110,14 @@ class Target(ABC):
         )
         lowered.passes += results
         return lowered
+
+    def check_options(self, options: ExportOptions) -> None:
+        """Raise UsageError for an option that this target does not take, before any work."""
+        for field_name, flag in TARGET_OPTIONS.items():
+            if getattr(options, field_name) and field_name not in self.own_options:
+                raise UsageError(
+                    f"--target {self.name} has no use for it", where=flag, fix="leave it out"
+                )
 
     def build(self, job: BuildJob) -> None:  # noqa: B027  a hook
         """Make what else the target needs beside model.onnx. Nothing here.

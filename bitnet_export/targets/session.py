@@ -35,7 +35,7 @@ class Session:
     manifest: what the directory says about itself. native: the native library in use, or None.
     """
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest, native: Path | None):
+    def __init__(self, session: Any, manifest: Manifest, native: Path | None):
         self._session = session
         self.manifest = manifest
         self.native = native
@@ -59,23 +59,42 @@ class Session:
         return self._session.get_providers()
 
 
-def load_session(directory: str | os.PathLike[str], threads: int | None = None) -> Session:
+def load_session(
+    directory: str | os.PathLike[str], threads: int | None = None, provider: str | None = None
+) -> Session:
     """Load an output directory of any target that runs here.
 
-    threads: intra-op threads, None for ONNX Runtime's own choice. Raises InputError where the
-    directory is damaged, MissingRequirement where this machine lacks what it needs.
+    threads: intra-op threads, None for ONNX Runtime's own choice. provider: of a trt directory,
+    "TensorrtExecutionProvider" runs the ONNX file in ONNX Runtime; None runs the engine. Raises
+    InputError where the directory is damaged, MissingRequirement where this machine lacks what it
+    needs.
     """
     path = Path(directory)
     manifest = check_manifest(path)
     if manifest.target in ("trt", "trt-rtx"):
-        raise MissingRequirement(
-            f"holds a model for TensorRT ({manifest.target}), which this version does not run",
-            where=str(path),
-            fix="export with --target ort or onnx to run on a CPU",
-        )
+        return _tensorrt_session(path, manifest, threads, provider)
+    if provider not in (None, CPU):
+        raise UsageError(f"{manifest.target} runs on {CPU}, not {provider}", where=str(path))
     native = native_library() if manifest.target == "onnx" else None
     session = open_session(path / MODEL, threads=threads, native=native)
     return Session(session, manifest, native)
+
+
+def _tensorrt_session(
+    path: Path, manifest: Manifest, threads: int | None, provider: str | None
+) -> Session:
+    from bitnet_export.targets import trt_session
+
+    if provider is None:
+        return Session(trt_session.open_engine(path, manifest), manifest, None)
+    if provider != trt_session.TRT_PROVIDER or manifest.target != "trt":
+        raise UsageError(
+            f"{manifest.target} does not run in {provider}",
+            where=str(path),
+            fix=f"leave provider out, or use {trt_session.TRT_PROVIDER} with --target trt",
+        )
+    opened = trt_session.open_tensorrt_provider(path, manifest, threads)
+    return Session(opened, manifest, None)
 
 
 def open_session(

@@ -31,6 +31,7 @@ class TrtTarget(Target):
 
     name = "trt"
     runs_on_cpu = False
+    own_options = ("embed_plugin", "triton")
 
     def plan(
         self, model: onnx.ModelProto, options: ExportOptions, opt_sizes: Mapping[str, int]

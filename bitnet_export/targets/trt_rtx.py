@@ -35,6 +35,18 @@ class TrtRtxTarget(Target):
 
     name = "trt-rtx"
     runs_on_cpu = False
+    own_options = ("compute_capabilities", "portable_engine")
+
+    def check_options(self, options: ExportOptions) -> None:
+        """A wrong compute capability is refused before any work."""
+        if options.triton is not None:
+            raise UsageError(
+                "Triton's TensorRT back end does not load engines of TensorRT-RTX",
+                where="--triton",
+                fix="use --target trt, ort or onnx",
+            )
+        super().check_options(options)
+        capabilities(options)
 
     def plan(
         self, model: onnx.ModelProto, options: ExportOptions, opt_sizes: Mapping[str, int]
@@ -42,13 +54,6 @@ class TrtRtxTarget(Target):
         """float16 at opset 21, siblings merged; the lowering itself follows in lower()."""
         from bitnet_export.passes.to_fp16 import to_fp16
 
-        capabilities(options)  # a wrong one is refused before any work
-        if options.triton is not None:
-            raise UsageError(
-                "Triton's TensorRT back end does not load engines of TensorRT-RTX",
-                where="--triton",
-                fix="use --target trt, ort or onnx",
-            )
         half, result = to_fp16(at_rtx_opset(model))
         lowered = Lowered(half, [result], parity_kinds=("fp16",), dtype="fp16")
         if options.dtype != "fp16":

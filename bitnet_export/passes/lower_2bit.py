@@ -2,7 +2,8 @@
 
 accuracy_level 4 and block size 128 are the fast combination; other accuracy levels, and block
 sizes of 16 or 256, run a fallback hundreds of times slower (docs/decisions.md). Its int8
-activations are scaled per block of K, so results agree with the op to about 1 %, not exactly.
+activations are scaled per block of K, so results agree with the op to about 1 %, not exactly, and
+a row with NaN comes out as numbers: the operator drops it.
 """
 
 from __future__ import annotations

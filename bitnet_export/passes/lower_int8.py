@@ -114,7 +114,11 @@ def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
     magnitude = node("Abs", x)
     last_axis = builder.literal([-1], np.int64)
     row_max = node("ReduceMax", magnitude, last_axis, attrs={"keepdims": 1})
-    s = node("Max", row_max, builder.literal(op.ABSMAX_FLOOR, f32))
+    # ReduceMax drops NaN, and a NaN row would come out as numbers. A sum of magnitudes keeps it,
+    # and is never below the largest of them, so the Min changes nothing else.
+    row_sum = node("ReduceSum", magnitude, last_axis, attrs={"keepdims": 1})
+    peak = node("Min", row_max, row_sum, hint="row_max_or_nan")
+    s = node("Max", peak, builder.literal(op.ABSMAX_FLOOR, f32))
     a = node("Div", s, builder.literal(op.INT8_MAX, f32), hint="activation_scale")
     scaled = node("Div", x, a, hint="scaled")
     one, zero = builder.literal(1.0, f32), builder.literal(128, np.uint8)

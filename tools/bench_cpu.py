@@ -6,9 +6,10 @@
 Each cell is one ONNX model per contender with the same product several times over, quantization
 of the activations included. All contenders of a cell take turns in rounds of random order, so
 that other load on the machine hits them alike; a cell's figure is the median of its rounds, and
-ratios of medians say more than the microseconds do. "cold" rotates through so many copies of the
-weights that none is in a cache. The limits (multiply-accumulates, memory) are measured by
-cpu_limits, which the native build makes. Raw samples are kept in the JSON.
+ratios of medians say more than the microseconds do. With one thread the clock is that thread's
+own processor time, which does not count what other programs take. "cold" rotates through so many
+copies of the weights that none is in a cache. The limits (multiply-accumulates, memory) are
+measured by cpu_limits, which the native build makes. Raw samples are kept in the JSON.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def nbits2(w: Array) -> tuple[str, str, dict[str, int], Tensors]:
 
 
 def int8(w: Array) -> tuple[str, str, dict[str, int], Tensors]:
-    constants = {"w": np.ascontiguousarray(w.T.astype(np.int8)), "scale": np.float32([1])}
+    constants: Tensors = {"w": np.ascontiguousarray(w.T.astype(np.int8))}
+    constants["scale"] = np.ones(1, np.float32)
     return "DynamicQuantizeMatMul", "com.microsoft", {}, constants
 
 
@@ -115,7 +117,8 @@ def build_model(contender: Contender, w: Array, copies: int) -> onnx.ModelProto:
         own = {name: np.roll(v, i, 0) if name == "w" else v for name, v in constants.items()}
         initializers += [numpy_helper.from_array(v, f"{name}{i}") for name, v in own.items()]
         inputs = ["X", *(f"{name}{i}" for name in own)]
-        nodes.append(helper.make_node(operator, inputs, [f"Y{i}"], domain=domain, **attributes))
+        nodes.append(helper.make_node(operator, inputs, [f"Y{i}"], domain=domain))
+        nodes[-1].attribute.extend(helper.make_attribute(*item) for item in attributes.items())
         outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, ["M", n]))
     x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["M", k])
     graph = helper.make_graph(nodes, "bench", [x], outputs, initializers)
@@ -158,21 +161,22 @@ def measure(cell: Cell, rounds: int, seconds: float, contenders: Sequence[Conten
         copies = copies_for(contender, w, cell.cold)
         run = open_run(build_model(contender, w, copies), x, cell.threads)
         run()
-        once = timed(run, 1)
+        once = timed(run, 1, cell.threads)
         runs[contender.name] = run, copies, max(1, int(seconds / once))
         cell.samples[contender.name] = []
     for _ in range(rounds):
         for name in random.sample(list(runs), len(runs)):
             run, copies, loops = runs[name]
-            cell.samples[name].append(timed(run, loops) / copies * 1e6)
+            cell.samples[name].append(timed(run, loops, cell.threads) / copies * 1e6)
 
 
-def timed(run: Callable[[], None], loops: int) -> float:
+def timed(run: Callable[[], None], loops: int, threads: int) -> float:
     """Seconds a run takes, the mean of `loops` in a row."""
-    start = time.perf_counter()
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    start = clock()
     for _ in range(loops):
         run()
-    return (time.perf_counter() - start) / loops
+    return (clock() - start) / loops
 
 
 def measure_limits() -> dict[str, Any]:
@@ -249,8 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="KxN")
     parser.add_argument("--rows", nargs="+", type=int, metavar="M")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.01, help="of one sample")
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--seconds", type=float, default=0.003, help="of a sample")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     options = parser.parse_args(argv)
     cells = plan(options)

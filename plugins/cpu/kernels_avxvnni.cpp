@@ -8,39 +8,45 @@ namespace {
 
 struct Vpdpbusd {
   static __m256i dot(__m256i sum, __m256i codes, __m256i x) {
-    return _mm256_dpbusd_avx_epi32(sum, codes, x);
+    return pinned(_mm256_dpbusd_avx_epi32(sum, codes, x));
   }
   static __m256i widen(__m256i sum) { return sum; }
 };
 
-struct Isa : Isa256<Vpdpbusd> {
-  // A sum of code 3 is scaled by 64, 4 products a step: 2^14 steps stay below 2^31.
-  static constexpr int64_t kGemvSteps = int64_t{1} << 14;
-  static_assert(kGemvSteps * 4 * 2 * 127 * 64 < (int64_t{1} << 31), "gemv sums fit an int32");
+// sum[j] += codes j of a step; those of odd j count 4 times, for masking a code in place is
+// cheaper than shifting it down first. (Masks for all four j would not fit the registers.)
+inline void gemv_step(__m256i words, const __m256i (&x)[4], __m256i (&sum)[4]) {
+  const __m256i mask1 = _mm256_set1_epi8(3), mask4 = _mm256_set1_epi8(12);
+  const __m256i upper = _mm256_srli_epi16(words, 4);
+  sum[0] = Vpdpbusd::dot(sum[0], _mm256_and_si256(words, mask1), x[0]);
+  sum[1] = Vpdpbusd::dot(sum[1], _mm256_and_si256(words, mask4), x[1]);
+  sum[2] = Vpdpbusd::dot(sum[2], _mm256_and_si256(upper, mask1), x[2]);
+  sum[3] = Vpdpbusd::dot(sum[3], _mm256_and_si256(upper, mask4), x[3]);
+}
 
-  // sums [16] += x [16 * steps] . codes. Codes are masked where they are, so code j counts 4^j
-  // times; each j has sums of its own, shifted down at the end, exactly.
+inline void add_sums(const __m256i (&sum)[4], int32_t* sums) {
+  const __m256i ones = _mm256_add_epi32(sum[0], sum[2]);
+  const __m256i fours = _mm256_srai_epi32(_mm256_add_epi32(sum[1], sum[3]), 2);  // exact
+  store256(sums, _mm256_add_epi32(load256(sums), _mm256_add_epi32(ones, fours)));
+}
+
+struct Isa : Isa256<Vpdpbusd> {
+  static constexpr int64_t kGemvSteps = int64_t{1} << 16;
+  static_assert(kGemvSteps * 2 * 4 * (2 * 127) * 4 < (int64_t{1} << 31), "sums fit an int32");
+
+  // sums [16] += x [16 * steps] . codes.
   static void gemv(const uint8_t* x, const uint8_t* packed, int64_t steps, int32_t* sums) {
-    __m256i sum[4][2];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[j][0] = sum[j][1] = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i low[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
     for (int64_t t = 0; t < steps; ++t, x += kStep, packed += kStepBytes) {
+      const __m256i four[4] = {broadcast4(x), broadcast4(x + 4), broadcast4(x + 8),
+                               broadcast4(x + 12)};
       _mm_prefetch((const char*)packed + 4096, _MM_HINT_T0);
-      const __m256i low = load256(packed), high = load256(packed + 32);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const __m256i mask = _mm256_set1_epi8(char(3 << (2 * j)));
-        const __m256i four = broadcast4(x + 4 * j);
-        sum[j][0] = Vpdpbusd::dot(sum[j][0], _mm256_and_si256(low, mask), four);
-        sum[j][1] = Vpdpbusd::dot(sum[j][1], _mm256_and_si256(high, mask), four);
-      }
+      gemv_step(load256(packed), four, low);
+      gemv_step(load256(packed + 32), four, high);
     }
-    for (int v = 0; v < 2; ++v) {
-      __m256i all = _mm256_add_epi32(load256(sums + 8 * v), sum[0][v]);
-      all = _mm256_add_epi32(all, _mm256_srai_epi32(sum[1][v], 2));
-      all = _mm256_add_epi32(all, _mm256_srai_epi32(sum[2][v], 4));
-      store256(sums + 8 * v, _mm256_add_epi32(all, _mm256_srai_epi32(sum[3][v], 6)));
-    }
+    add_sums(low, sums);
+    add_sums(high, sums + 8);
   }
 };
 

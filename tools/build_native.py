@@ -251,12 +251,12 @@ def ship(name: str, tree: Path) -> Path:
     built = next(tree.glob(f"*/{spec.file}"), None)
     if built is None:
         raise StageError(f"the build made no {spec.file}", where=os.fspath(tree))
+    if (read_build_info(built) or {}).get("library") != name:
+        raise StageError(f"{built} does not say that it is {name}", where=os.fspath(tree))
     NATIVE_DIR.mkdir(exist_ok=True)
     part = NATIVE_DIR / f".{spec.file}.part"
     shutil.copy2(built, part)
     part.replace(NATIVE_DIR / spec.file)
-    if (read_build_info(NATIVE_DIR / spec.file) or {}).get("library") != name:
-        raise StageError(f"{built} does not say that it is {name}", where=os.fspath(tree))
     return NATIVE_DIR / spec.file
 
 

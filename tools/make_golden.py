@@ -87,6 +87,9 @@ def small_specs() -> Iterator[Spec]:
         for half in (False, True):
             yield Spec(3, 70, 5, bits=bits, half=half, rows=("ties",))
             yield Spec(2, 64, 3, group_size=32, bits=bits, half=half, bias=False)
+        # More than one stage of every kernel's main loop.
+        yield Spec(4, 600, 9, bits=bits, half=True)
+        yield Spec(17, 320, 20, group_size=64, bits=bits, half=True)
 
 
 def fill_rows(x: Array, rows: tuple[str, ...], half: bool) -> None:

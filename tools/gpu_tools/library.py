@@ -1,0 +1,127 @@
+"""Builds the kernels for one card and calls them from Python through ctypes.
+
+Two things are built: a shared library (kernels and bridge.cu) for the benchmarks, and the golden
+test of plugins/tests/kernels against device memory. Pointers are plain integers, so that nothing
+here needs torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KERNELS = REPOSITORY / "plugins" / "kernels"
+TESTS = REPOSITORY / "plugins" / "tests" / "kernels"
+FLOAT32, FLOAT16 = 0, 1
+FAMILIES = range(1, 8)
+
+
+class BuildError(Exception):
+    """nvcc failed; the message is its output."""
+
+
+class LaunchError(Exception):
+    """A launch was refused; the message says by which status."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As bitnet::TernaryMatMulShape, in its order."""
+
+    m: int
+    k: int
+    n: int
+    group_size: int = 0
+    activation_bits: int = 8
+
+    @property
+    def scale_count(self) -> int:
+        """One scale an output, or an output and group."""
+        return self.n * (self.k // self.group_size if self.group_size else 1)
+
+    def as_c(self) -> ctypes.Array[ctypes.c_int]:
+        """The six ints bridge.cu wants."""
+        values = (self.m, self.k, self.n, self.group_size, self.activation_bits, self.scale_count)
+        return (ctypes.c_int * 6)(*values)
+
+
+def run_all(commands: list[list[str]]) -> None:
+    """Run compilers side by side. Raises BuildError with the output of the first that fails."""
+    running = [
+        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c in commands
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    for process, output, command in zip(running, outputs, commands, strict=True):
+        if process.returncode:
+            raise BuildError(f"{' '.join(command)}\n{output}")
+
+
+def build(nvcc: str, folder: Path, sm: int) -> tuple[Path, Path]:
+    """Compile for compute capability sm (75: 7.5) -> (shared library, golden test program)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{sm},code=sm_{sm}", f"-I{KERNELS}"]
+    flags += ["-Xcompiler=-fPIC", "-cudart=static"]
+    sources = [*sorted(KERNELS.glob("*.cu")), Path(__file__).with_name("bridge.cu")]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    pairs = zip(sources, objects, strict=True)
+    run_all([[nvcc, *flags, "-c", "-o", str(o), str(s)] for s, o in pairs])
+    library, program = folder / "libbitnet_gpu_check.so", folder / "golden_test"
+    test = ["-DBITNET_TEST_ON_DEVICE", f"-I{TESTS}", str(TESTS / "golden_test.cpp")]
+    run_all(
+        [
+            [nvcc, *flags, "-shared", "-o", str(library), *map(str, objects)],
+            [nvcc, *flags, "-o", str(program), *test, *map(str, objects)],
+        ]
+    )
+    return library, program
+
+
+class Library:
+    """The built kernels. Raises LaunchError where there is no CUDA device."""
+
+    def __init__(self, path: Path) -> None:
+        self._c = ctypes.CDLL(str(path))
+        self._c.bitnet_workspace_bytes.restype = ctypes.c_size_t
+        self._c.bitnet_status_string.restype = ctypes.c_char_p
+        self._c.bitnet_family_name.restype = ctypes.c_char_p
+        self.device = (ctypes.c_int * 3)()
+        self._check(self._c.bitnet_query_device(self.device))
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise LaunchError(self._c.bitnet_status_string(status).decode())
+
+    def family_name(self, family: int) -> str:
+        """E.g. gemv_dp4a."""
+        return str(self._c.bitnet_family_name(family).decode())
+
+    def families(self, shape: Shape, dtype: int) -> Iterator[int]:
+        """The families that run the shape on this card, the naive reference (7) included."""
+        for family in FAMILIES:
+            if self._c.bitnet_supports(family, shape.as_c(), dtype, self.device):
+                yield family
+
+    def workspace_bytes(self, shape: Shape, dtype: int) -> int:
+        """Enough for every family."""
+        return int(self._c.bitnet_workspace_bytes(shape.as_c(), dtype, self.device))
+
+    def launch(
+        self,
+        family: int,
+        shape: Shape,
+        dtype: int,
+        pointers: tuple[int, int, int, int, int, int],
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Enqueue. pointers: x, packed_weight, scale, bias (0: none), y, workspace."""
+        array = (ctypes.c_void_p * 6)(*pointers)
+        size, handle = ctypes.c_size_t(workspace_bytes), ctypes.c_void_p(stream)
+        self._check(
+            self._c.bitnet_launch(family, shape.as_c(), dtype, array, size, self.device, handle)
+        )

@@ -188,7 +188,9 @@ def test_interrupted(mlp_file, work, sent, code):
             process.send_signal(sent)
             break
     printed += process.stderr.read()
-    assert process.wait(timeout=60) == code, printed
+    # A shell shows 128 + signal for both: an exit with that code, or death by the signal, which
+    # Python chooses itself where the interrupt struck inside an eval.
+    assert process.wait(timeout=60) in (code, -sent), printed
     assert "Traceback" not in printed
     if sent == signal.SIGINT:
         assert "interrupted" in printed

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-MAX_LENGTH = 48
+MAX_LENGTH = 40
 HELD_OUT = 512
 SHAPES = ("batch=1,sequence=16", "batch=1,sequence=64")
 

@@ -175,13 +175,13 @@ class ExportRun:
                 skip=self.options.skip_passes,
             )
         self.pass_results += results
-        rewritten = {r.name: r.rewritten for r in results}
-        kept = {s.where: s.reason for s in results[-1].skipped}
+        made = {name: how for result in results for name, how in result.ternarized.items()}
+        kept = {s.where: s.reason for r in results[-2:] for s in r.skipped if s.where not in made}
         names = assess.ternary_layer_names(ternary)
-        how = f"post-training, {self.config.quantizer}"
-        exact = f"already ternary: {rewritten.get('recognise-ternary', 0)} layers kept exactly"
-        reason = how if rewritten.get("ternarize-dense") else exact
-        self.layers = [LayerRow(name=n, status="ternary", reason=reason) for n in names]
+        self.layers = [
+            LayerRow(name=n, status="ternary", reason=made.get(n, "a TernaryMatMul already"))
+            for n in names
+        ]
         self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
         return ternary
 

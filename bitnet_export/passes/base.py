@@ -35,10 +35,14 @@ class Skip:
 
 @dataclass
 class PassResult:
-    """What one pass did. ``name`` and ``seconds`` are filled in by run_passes."""
+    """What one pass did. ``name`` and ``seconds`` are filled in by run_passes.
+
+    ternarized: layer -> how it became ternary, from the passes that make TernaryMatMuls.
+    """
 
     rewritten: int = 0
     skipped: list[Skip] = field(default_factory=list)
+    ternarized: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     name: str = ""

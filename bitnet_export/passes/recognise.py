@@ -35,9 +35,11 @@ class RecogniseTernary(Pass):
         for site in find_sites(graph, result):
             site.check_finite()
             weight = site.weight.T.astype(np.float32)
-            if find_ternary(torch.from_numpy(weight)) is None:
+            found = find_ternary(torch.from_numpy(weight))
+            if found is None:
                 result.skip(site.layer, "weights are not ternary")
                 continue
+            result.ternarized[site.layer] = f"already ternary ({found[0]} scale), kept exactly"
             site.replace(builder, *ternarize_weight(weight), activation_bits=self.activation_bits)
             result.rewritten += 1
         return result

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bitnet_export.passes.base import Builder, Pass, PassResult, ternary_nodes
 from bitnet_export.passes.matmul_sites import MatMulSite, find_sites
 
@@ -46,9 +48,16 @@ class TernarizeDense(Pass):
             if not trits.any() and site.weight.any():
                 result.skip(site.layer, f"no weight exceeds the threshold {self.config.threshold}")
                 continue
+            result.ternarized[site.layer] = self._how(scale)
             site.replace(builder, trits, scale, self.config.activation_bits)
             result.rewritten += 1
         return result
+
+    def _how(self, scale: np.ndarray) -> str:
+        """The reason column of a layer made ternary, as prepare words it."""
+        kind = "group" if scale.ndim == 2 else "tensor" if scale.size == 1 else "channel"
+        unit = f"group {self.config.group_size}" if kind == "group" else kind
+        return f"{self.config.quantizer}, {unit} scale"
 
     def _reason_to_keep(self, site: MatMulSite, widths: list[int]) -> str:
         """widths: the input width of every layer; a head's output is none of them."""

@@ -135,6 +135,17 @@ TEST(a_tactic_that_cannot_run_the_rows_gives_way) {
   CHECK(TheState().last.family == KernelFamily::kGemvDp4a);
 }
 
+// TensorRT sets the tactic of a loaded plugin once and then attaches it to each context.
+TEST(contexts_inherit_the_tactic) {
+  TheState() = State();
+  TernaryMatMulPlugin plugin(MakeConfig(), "layer");
+  Configure(plugin, 64);
+  CHECK_EQ(plugin.setTactic(Id(KernelFamily::kTileDp4a)), 0);
+  const std::unique_ptr<nvinfer1::IPluginV3> attached(plugin.attachToContext(nullptr));
+  CHECK_EQ(Run(static_cast<TernaryMatMulPlugin&>(*attached), 64), 0);
+  CHECK(TheState().last.family == KernelFamily::kTileDp4a);
+}
+
 TEST(arguments_are_handed_on) {
   TheState() = State();
   TernaryMatMulPlugin plugin(MakeConfig(), "layer");

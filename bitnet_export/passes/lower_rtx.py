@@ -222,17 +222,9 @@ def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Tensor -> element type, as far as shape inference knows it."""
-    import onnx
-
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for tensor in bare.graph.initializer:
-        if len(tensor.raw_data) > 4096:  # types only: the data would be copied for nothing
-            tensor.ClearField("raw_data")
-    op.register_schema()
-    graph = onnx.shape_inference.infer_shapes(bare).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {v.name: v.type.tensor_type.elem_type for v in values}
+    known = {v.name: v for v in (*model.graph.input, *model.graph.value_info)}
+    known |= onnx_io.infer_shapes(onnx_io.skeleton(model))
+    return {name: v.type.tensor_type.elem_type for name, v in known.items()}
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:

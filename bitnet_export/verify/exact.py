@@ -8,7 +8,7 @@ exact: this is the check that finds a wrong kernel, packing or scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,10 @@ LAYER_TOLERANCES = {
     "fp16": Tolerance(2e-3, 0.99999, "the result is rounded to float16", same_dtype=False),
     "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),
     "float-activations": Tolerance(
-        3e-2, 0.999, "activations are float16, the reference rounds them to int8", same_dtype=False
+        2e-2,
+        0.9999,
+        "against the reference with float activations; ONNX Runtime's CPU kernel sums in float16",
+        same_dtype=False,
     ),
     "2bit": Tolerance(3e-2, 0.999, "MatMulNBits quantizes activations per block of 128, not row"),
 }
@@ -105,8 +108,11 @@ def _worst(
     results = []
     for layer in layers:
         x, y = values[layer.x], values[layer.y]
+        attributes = layer.attributes
+        if "float-activations" in kinds:  # what was lowered: the product without int8 rounding
+            attributes = replace(attributes, activation_bits=0)
         want = op.reference_ternary_matmul(
-            x, layer.packed_weight, layer.scale, layer.bias, attributes=layer.attributes
+            x, layer.packed_weight, layer.scale, layer.bias, attributes=attributes
         )
         tolerance = _tolerance(layer, kinds)
         difference = compare_arrays(want, y, tolerance)
@@ -119,7 +125,7 @@ def _worst(
 
 def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
     """The tolerance that applies to one layer: the loosest of what was done to it."""
-    if "float-activations" in kinds and layer.attributes.activation_bits:
+    if "float-activations" in kinds:
         return LAYER_TOLERANCES["float-activations"]
     if "fp16" in kinds:
         return LAYER_TOLERANCES["fp16"]

@@ -46,6 +46,7 @@ MINILM = ((384, 1152), (384, 384), (384, 1536), (1536, 384))
 LARGE = ((768, 3072), (2560, 6912), (4096, 14336))
 QUICK_ROWS, ALL_ROWS = (1, 16, 64), (1, 2, 4, 8, 16, 32, 64, 128, 512)
 COLD_BYTES = 96 << 20  # of weights a contender rotates through: more than the L3 cache holds
+SMALL = 1 << 20  # weights
 NBITS_BLOCK = 128
 OURS, BASELINE = "ternary", "fp32"
 
@@ -144,9 +145,9 @@ def open_run(model: onnx.ModelProto, x: Array, threads: int) -> Callable[[], Non
 
 
 def copies_for(contender: Contender, w: Array, cold: bool) -> int:
-    """Hot: 4, so that a session's own overhead is shared. Cold: past every cache."""
+    """Hot: 1, or 4 small ones to share a session's own overhead. Cold: past every cache."""
     if not cold:
-        return 4
+        return 4 if w.size < SMALL else 1
     bytes_each = sum(value.nbytes for value in contender.make(w)[3].values())
     return max(2, -(-COLD_BYTES // bytes_each))
 

@@ -61,6 +61,16 @@ std::vector<float> make_activations(const Case& shape, std::mt19937& random) {
   // Row 0 has a = 1 exactly, so that halves are ties and must go to the even neighbour.
   for (int64_t k = 0; k < shape.K; ++k)
     x[size_t(k)] = k == 0 ? 127.0f : float(int(random() % 250) - 125) + float(k % 2) * 0.5f;
+  // Row 1 lies within a rounding of halves of its a, where x / a and x * (1 / a) part.
+  if (shape.M > 1) {
+    float* row = x.data() + shape.K;
+    row[0] = 1.0f + std::fabs(row[0]);
+    const float a = row[0] / 127.0f;
+    for (int64_t k = 1; k < shape.K; ++k) {
+      const float half = (float(int(random() % 250) - 125) + 0.5f) * a;
+      row[k] = k % 3 ? std::nextafter(half, k % 3 == 1 ? 1e9f : -1e9f) : half;
+    }
+  }
   return x;
 }
 

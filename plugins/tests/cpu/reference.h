@@ -32,7 +32,7 @@ struct Layer {
 // Weights drawn from {-1, 0, 1}, or all `constant` where it is not 2.
 Layer make_layer(const Case& shape, std::mt19937& random, int constant = 2);
 
-// x [M, K] normal, with a few zeros and ties.
+// x [M, K] normal with some zeros; row 0 has ties, row 1 what is nearly one.
 std::vector<float> make_activations(const Case& shape, std::mt19937& random);
 
 // y [M, N] in float32, before any conversion to half.

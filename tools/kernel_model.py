@@ -79,7 +79,8 @@ TILINGS: Mapping[str, Tiling] = {
     "TileImmaKernel<fp16,64,2,2,0>": Tiling("tile_imma", 64, 128, TILE_N, 4),
     "TileDp4aKernel<fp16,128,16,2,4,0>": Tiling("tile_dp4a", 16, 64, TILE_N, 4),
     "TileDp4aKernel<fp16,256,64,4,4,0>": Tiling("tile_dp4a", 64, 64, TILE_N, 8),
-    "TileFloatKernel<fp16,0>": Tiling("tile_float", 32, 64, TILE_N, 4),
+    "TileFloatKernel<fp16,2,0>": Tiling("tile_float", 16, 64, TILE_N, 4),
+    "TileFloatKernel<fp16,4,0>": Tiling("tile_float", 32, 64, TILE_N, 4),
     "TileHmmaKernel<16,1,2,0>": Tiling("tile_hmma", 16, 128, TILE_N, 4),
     "TileHmmaKernel<64,2,1,0>": Tiling("tile_hmma", 64, 64, TILE_N, 4),
 }
@@ -154,7 +155,7 @@ def candidates(m: int, card: Card, bits: int) -> list[str]:
             fits = [w for w in widths if w >= m] or [max(widths)]
             if m > 8 or tiling.columns != min(fits):
                 continue
-        elif tiling.columns in (16, 64) and (tiling.columns == 16) != (m <= 16):
+        elif (tiling.columns == 16) != (m <= 16):
             continue
         found.append(name)
     return found

@@ -15,6 +15,13 @@ namespace bitnet {
 
 inline constexpr int kGemvThreads = 256;
 inline constexpr int kGemvWarps = kGemvThreads / 32;
+// Turing holds four such blocks if threads keep to 64 registers. Later cards have the
+// registers for 80 at three blocks, and their compiler spills at 64.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 750
+inline constexpr int kGemvBlocks = 3;
+#else
+inline constexpr int kGemvBlocks = 4;
+#endif
 inline constexpr int kRowLanes = 8;                // lanes that walk one row
 inline constexpr int kLaneRows = 32 / kRowLanes;   // rows a warp walks side by side
 

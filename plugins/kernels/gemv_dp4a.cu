@@ -223,7 +223,7 @@ __device__ __forceinline__ void WalkGrouped(const Params& p, const Shared<kCols>
 // kFlush: words of a chunk between two group scales, 2 (group_size a multiple of 32) or 4 (of
 // 64); 0 without group scales.
 template <class T, int kCols, int kFlush>
-__global__ void __launch_bounds__(kGemvThreads, 4) GemvDp4aKernel(Params p) {
+__global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvDp4aKernel(Params p) {
   constexpr bool kGrouped = kFlush > 0;
   BITNET_SHARED(uint4, memory);
   const Shared<kCols> shared(memory, p);

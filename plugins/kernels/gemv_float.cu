@@ -104,7 +104,7 @@ __device__ __forceinline__ void AccumulateChunk(const Params& p, const float4* c
 }
 
 template <class T, int kCols, bool kGrouped>
-__global__ void __launch_bounds__(kGemvThreads, 4) GemvFloatKernel(Params p) {
+__global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvFloatKernel(Params p) {
   BITNET_SHARED(float4, planes);
   float* scratch =
       reinterpret_cast<float*>(planes + kCols * p.chunks_per_slice * (kChunk / 4));

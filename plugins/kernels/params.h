@@ -54,8 +54,8 @@ Status LaunchNaive(const Params& params, DType type, Stream stream);
 // kernels cover 64 outputs a block.
 inline constexpr int kTileN = 64;
 constexpr int TileM(KernelFamily family, int32_t m) {
-  if (family == KernelFamily::kTileFloat) return 32;
-  return m <= 16 ? 16 : 64;
+  if (m <= 16) return 16;
+  return family == KernelFamily::kTileFloat ? 32 : 64;
 }
 
 }  // namespace bitnet

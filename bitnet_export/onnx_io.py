@@ -119,6 +119,8 @@ def _save(model: onnx.ModelProto, path: Path, external: bool) -> None:
         size_threshold=1024,
     )
     onnx.load_external_data_for_model(model, os.fspath(path.parent))
+    for tensor in model.graph.initializer:
+        tensor.ClearField("data_location")
 
 
 def check_model(model: onnx.ModelProto, where: str) -> None:

@@ -142,7 +142,9 @@ class Buffer {
     whole_ = whole;
     std::memset(memory_.get(), kPoison, whole);
   }
-  Buffer(const void* data, size_t bytes) : Buffer(bytes) { std::memcpy(this->data(), data, bytes); }
+  Buffer(const void* data, size_t bytes) : Buffer(bytes) {
+    if (bytes > 0) std::memcpy(this->data(), data, bytes);
+  }
   void* data() { return memory_.get() + kGuard; }
   bool intact() const {
     for (size_t i = 0; i < whole_; ++i) {

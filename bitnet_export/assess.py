@@ -71,6 +71,12 @@ class Subject:
         """The native library the model runs with here, as load_session would choose it."""
         return native_library() if self.record.target == "onnx" else None
 
+    @property
+    def fuse(self) -> bool:
+        """Whether ONNX Runtime may fuse int4 weights into its own kernel, which is less exact than
+        the TensorRT-RTX that the model is for."""
+        return self.record.target != "trt-rtx"
+
     def examples(self) -> dict[str, Any]:
         """Example inputs by name, from memory or from the directory."""
         if self.example_inputs is not None:
@@ -192,7 +198,11 @@ def verify(
     implementations: dict[str, Any] = {
         FUNCTION: runners.onnx_runner(subject.ternary, FUNCTION, threads=subject.threads),
         LOWERED: runners.onnx_runner(
-            subject.model, LOWERED, threads=subject.threads, native=subject.native
+            subject.model,
+            LOWERED,
+            threads=subject.threads,
+            native=subject.native,
+            fuse=subject.fuse,
         ),
     }
     saved = subject.directory / TORCH_RESULTS
@@ -262,8 +272,11 @@ def measure_quality(
     if not reference.is_file():
         raise _no_intermediate(subject)
     before, after = (
-        runners.feed_function(open_session(path, threads=subject.threads, native=native))
-        for path, native in ((reference, None), (subject.model, subject.native))
+        runners.feed_function(open_session(path, threads=subject.threads, native=native, fuse=fuse))
+        for path, native, fuse in (
+            (reference, None, True),
+            (subject.model, subject.native, subject.fuse),
+        )
     )
     feeds, source = quality_data(subject, data, whole=metric is not None)
     if metric is not None:

@@ -44,6 +44,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     """
     from bitnet_export import targets
     from bitnet_export.passes.base import check_skippable
+    from bitnet_export.targets import trt_triton
 
     progress = progress or SilentProgress()
     stage = Stages(progress)
@@ -55,6 +56,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     with stage("load", str(options.model)):
         loaded = load_model(options, progress)
         opt_sizes = shapes.opt_sizes(loaded, options)
+    if options.triton is not None:
+        trt_triton.check_repository(options.triton, loaded.name, options.overwrite)
     missing: MissingRequirement | None = None
     with staged(directory, options.overwrite) as out:
         work = ExportRun(out, options, loaded, stage)
@@ -73,6 +76,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
                 target.build(job)
         except MissingRequirement as error:
             missing = error  # what was made is kept; said at the end
+        if options.triton is not None:
+            trt_triton.write_repository(job, loaded.name)
         work.write_manifest(lowered, opt_sizes, job.environment)
         report = work.assess(lowered, target.runs_on_cpu)
         if not options.keep_intermediate:

@@ -103,11 +103,14 @@ def open_session(
     threads: int | None = None,
     provider: str = CPU,
     native: Path | None = None,
+    fuse: bool = True,
 ) -> ort.InferenceSession:
     """An ONNX Runtime session with all graph optimizations and one inter-op thread.
 
     threads: intra-op threads, None: ONNX Runtime's default. native: a library of custom ops to
-    register. Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
+    register. fuse: False keeps DequantizeLinear apart from its MatMul, for ONNX Runtime's fused
+    float16 kernel sums in float16 (measured: 3 % off on MiniLM's layers, 0.1 % without it).
+    Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
     back silently), StageError where the model does not load, UsageError for threads below 1.
     """
     if threads is not None and threads < 1:
@@ -128,6 +131,8 @@ def open_session(
     options.intra_op_num_threads = threads or 0
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
+    if not fuse:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         if native is not None:
             options.register_custom_ops_library(os.fspath(native))

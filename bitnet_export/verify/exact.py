@@ -31,12 +31,6 @@ LAYER_TOLERANCES = {
     "float": Tolerance(1e-5, 0.999999, "float32 sums in another order"),
     "fp16": Tolerance(2e-3, 0.99999, "the result is rounded to float16", same_dtype=False),
     "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),
-    "float-activations": Tolerance(
-        2e-2,
-        0.9999,
-        "against the reference with float activations; ONNX Runtime's CPU kernel sums in float16",
-        same_dtype=False,
-    ),
     "2bit": Tolerance(3e-2, 0.999, "MatMulNBits quantizes activations per block of 128, not row"),
 }
 
@@ -125,8 +119,6 @@ def _worst(
 
 def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
     """The tolerance that applies to one layer: the loosest of what was done to it."""
-    if "float-activations" in kinds:
-        return LAYER_TOLERANCES["float-activations"]
     if "fp16" in kinds:
         return LAYER_TOLERANCES["fp16"]
     exact = layer.attributes.activation_bits == 8 and not layer.attributes.group_size

@@ -16,6 +16,7 @@ import numpy as np
 
 from bitnet_export import onnx_io, op, packing
 from bitnet_export.errors import InputError
+from bitnet_export.passes.lower_rtx import int4_weights
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.parity import cosine_similarity
 from bitnet_export.verify.results import LayerRow, finite
@@ -186,4 +187,5 @@ def run_exposed(
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     with tempfile.TemporaryDirectory() as folder:
         path = onnx_io.write_model(model, Path(folder) / "exposed.onnx")
-        return run_session(open_session(path, threads=threads), feeds)
+        session = open_session(path, threads=threads, fuse=not int4_weights(model))
+        return run_session(session, feeds)

@@ -41,13 +41,16 @@ def onnx_runner(
     threads: int | None = None,
     provider: str = CPU,
     native: Path | None = None,
+    fuse: bool = True,
 ) -> BaseRunner:
     """A Polygraphy runner on an ONNX file. The session is made when the runner is activated.
 
-    native: a library of custom operators to run it with."""
-    return OnnxrtRunner(
-        lambda: open_session(path, threads=threads, provider=provider, native=native), name=name
-    )
+    native: a library of custom operators to run it with. fuse: as open_session's."""
+
+    def open_it() -> Any:
+        return open_session(path, threads=threads, provider=provider, native=native, fuse=fuse)
+
+    return OnnxrtRunner(open_it, name=name)
 
 
 class TorchRunner(BaseRunner):

@@ -29,7 +29,13 @@ LAYER_TOLERANCES = {
     "int8": Tolerance(2e-6, 0.999999, "integer sums are exact; a few float32 roundings of scaling"),
     "function": Tolerance(2e-6, 0.999999, "integer sums are exact; float32 rounding of scaling"),
     "float": Tolerance(1e-5, 0.999999, "float32 sums in another order"),
-    "fp16": Tolerance(2e-3, 0.99999, "the result is rounded to float16", same_dtype=False),
+    "fp16": Tolerance(
+        1e-2,
+        0.9999,
+        "the result is rounded to float16, and so is the input that is compared: ONNX Runtime's CPU "
+        "keeps it in float32 between layers, and an int8 activation may round the other way",
+        same_dtype=False,
+    ),
     "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),
     "2bit": Tolerance(3e-2, 0.999, "MatMulNBits quantizes activations per block of 128, not row"),
 }

@@ -32,8 +32,8 @@ LAYER_TOLERANCES = {
     "fp16": Tolerance(
         1e-2,
         0.9999,
-        "the result is rounded to float16, and so is the input that is compared: ONNX Runtime's CPU "
-        "keeps it in float32 between layers, and an int8 activation may round the other way",
+        "result and recorded input are rounded to float16, but ONNX Runtime's CPU keeps the input "
+        "in float32 between layers: an int8 activation may round the other way",
         same_dtype=False,
     ),
     "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),

@@ -107,7 +107,7 @@ TINY = dict(
     vocab_size=99,
     hidden_size=32,
     intermediate_size=64,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=4,
     max_position_embeddings=64,
 )

@@ -118,7 +118,10 @@ int32_t TernaryMatMulPlugin::configurePlugin(const DynamicPluginTensorDesc* in, 
   if (!CheckCounts(inputs, outputs, &error)) return Fail(error);
   const DataType x_type = in[kInputX].desc.type;
   const InputDims largest = GatherDims(in, inputs, [](const auto& desc) { return desc.max; });
-  const InputDims optimum = GatherDims(in, inputs, [](const auto& desc) { return desc.opt; });
+  // A tensor of fixed size has no need of an optimum; the largest stands in where none is given.
+  const InputDims optimum = GatherDims(in, inputs, [](const auto& desc) {
+    return desc.opt.nbDims == desc.max.nbDims ? desc.opt : desc.max;
+  });
   Problem problem;
   if (!MakeProblem(config_, largest.data(), inputs, x_type, &problem, &error) ||
       !MakeProblem(config_, optimum.data(), inputs, x_type, &problem, &error)) {

@@ -123,6 +123,17 @@ TEST(a_tactic_is_used_in_the_regime_it_was_timed_in) {
   CHECK(TheState().last.family == KernelFamily::kGemvDp4a);  // 64 rows say nothing about one
 }
 
+TEST(without_an_optimum_the_largest_counts) {
+  TheState() = State();
+  TernaryMatMulPlugin plugin(MakeConfig(), "layer");
+  auto in = Profile(DataType::kHALF, 1, 64);
+  for (auto& desc : in) desc.opt = nvinfer1::Dims{};
+  nvinfer1::DynamicPluginTensorDesc out{};
+  CHECK_EQ(plugin.configurePlugin(in.data(), 4, &out, 1), 0);
+  CHECK_EQ(Tactics(plugin).count(Id(KernelFamily::kGemvDp4a)), 0u);
+  CHECK_EQ(Tactics(plugin).count(Id(KernelFamily::kTileImma)), 1u);
+}
+
 TEST(a_tactic_that_cannot_run_the_rows_gives_way) {
   TheState() = State();
   TernaryMatMulPlugin plugin(MakeConfig(), "layer");

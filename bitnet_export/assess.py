@@ -38,6 +38,7 @@ TORCH_RESULTS = f"{manifest.INTERMEDIATE}/torch-ternary.json"
 # Rows of the user's data that agreement is measured on, and of random data where there is none.
 MAX_ROWS, RANDOM_CASES, BATCH = 512, 8, 32
 TORCH, FUNCTION, LOWERED = "torch ternary", "onnx function", "lowered"
+ENGINE = "engine"
 
 
 @dataclass
@@ -220,11 +221,50 @@ def verify(
         implementations, pairs, cases, atol=atol, save={TORCH: saved} if subject.module else None
     )
     report.parity += exact.check_layers(subject.ternary, subject.model, cases, kinds)
+    _verify_engine(report, subject, implementations[LOWERED], cases, atol, depth)
     if per_layer:
         errors = layers.compare_layers(
             subject.ternary, subject.model, cases[0].feeds, threads=subject.threads
         )
         report.layers = layers.with_errors(report.layers, errors)
+
+
+def _verify_engine(
+    report: Report,
+    subject: Subject,
+    lowered: Any,
+    cases: Sequence[Case],
+    atol: float | None,
+    depth: int,
+) -> None:
+    """Parity of the engine with its ONNX model, where there is one and it runs on this machine;
+    where it does not, the report says so."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    from bitnet_export.errors import MissingRequirement
+    from bitnet_export.report.schema import Decision
+    from bitnet_export.targets import trt_profile, trt_session
+    from bitnet_export.verify import parity
+
+    record = subject.record
+    if not record.environment.get("engines"):
+        return
+    try:
+        engine = trt_session.open_engine(subject.directory, record)
+    except MissingRequirement as error:
+        report.decisions = [d for d in report.decisions if d.name != ENGINE]
+        report.decisions.append(Decision(name=ENGINE, choice="not run here", reason=error.what))
+        return
+    kinds = ("fp16",) if record.target == "trt-rtx" else tuple(record.parity_kinds)
+    profile = record.environment["profile"]
+    fitting = [
+        case
+        for case in cases
+        if trt_profile.fits(profile, {name: array.shape for name, array in case.feeds.items()})
+    ]
+    runners = {LOWERED: lowered, ENGINE: OnnxrtRunner(lambda: engine, name=ENGINE)}
+    pair = parity.Pair(LOWERED, ENGINE, kinds, depth)
+    report.parity += parity.run_parity(runners, [pair], fitting, atol=atol)
 
 
 def quality_data(subject: Subject, data: Path | None, *, whole: bool) -> tuple[list[Feed], str]:
@@ -320,6 +360,13 @@ def bench(
         raise _no_intermediate(subject)
     opt = subject.record.opt_sizes
     sizes = [parse_case_label(s, opt) for s in shapes] or [opt]
+    if subject.record.target in ("trt", "trt-rtx"):
+        from bitnet_export.verify.engine_speed import measure_engine_speed
+
+        report.speed += measure_engine_speed(
+            subject.directory, subject.record, before, subject.cases(sizes), samples=samples
+        )
+        return
     report.speed += measure_speed(
         before,
         subject.model,

@@ -45,6 +45,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     from bitnet_export import targets
     from bitnet_export.passes.base import check_skippable
     from bitnet_export.targets import trt_triton
+    from bitnet_export.targets.trt_environment import engine_runs_here
 
     progress = progress or SilentProgress()
     stage = Stages(progress)
@@ -79,7 +80,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
         if options.triton is not None:
             trt_triton.write_repository(job, loaded.name)
         work.write_manifest(lowered, opt_sizes, job.environment)
-        report = work.assess(lowered, target.runs_on_cpu)
+        report = work.assess(lowered, target.runs_on_cpu or engine_runs_here(job.environment))
         if not options.keep_intermediate:
             drop_intermediate(out)
     if missing is not None:

@@ -58,6 +58,19 @@ def installed_version(runtime: str) -> str | None:
         return None
 
 
+def engine_runs_here(environment: Mapping[str, Any]) -> bool:
+    """Whether an export just made an engine that this machine's GPU can run."""
+    engines = environment.get("engines")
+    if not engines or not env.gpus():
+        return False
+    machine = this_machine(next(iter(engines.values()))["runtime"])
+    try:
+        choose_engine(engines, machine, Path())
+    except MissingRequirement:
+        return False
+    return True
+
+
 def choose_engine(
     engines: Mapping[str, Mapping[str, Any]], machine: Machine, directory: Path
 ) -> str:

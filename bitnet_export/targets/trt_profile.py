@@ -103,15 +103,25 @@ def describe(profile: Profile) -> str:
 def check_shapes(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError where an array does not fit the profile."""
     for name, shape in shapes.items():
-        low, high = profile[name]["min"], profile[name]["max"]
-        fits = len(shape) == len(low) and all(
-            a <= s <= b for a, s, b in zip(low, shape, high, strict=True)
-        )
-        if not fits:
+        if not fits(profile, {name: shape}):
+            low, high = profile[name]["min"], profile[name]["max"]
             raise InputError(
                 f"input {name} has shape {list(shape)}, the engine takes {low} to {high}",
                 fix="send shapes in that range, or export with another --max-shape",
             )
+
+
+def fits(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether arrays of those shapes fit; names the profile does not have do not count."""
+    for name, shape in shapes.items():
+        if name not in profile:
+            continue
+        low, high = profile[name]["min"], profile[name]["max"]
+        if len(shape) != len(low):
+            return False
+        if any(not a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
+            return False
+    return True
 
 
 def trtexec_shapes(profile: Profile) -> list[str]:

@@ -82,9 +82,7 @@ def write_repository(job: BuildJob, name: str) -> Path:
             shutil.copy2(data, version / data.name)
     plugin = job.environment.get("plugin")
     if is_plan and plugin:
-        plugins = repository / "plugins"
-        plugins.mkdir(exist_ok=True)
-        shutil.copy2(job.directory / plugin["file"], plugins / plugin["file"])
+        shutil.copy2(job.directory / plugin["file"], home / plugin["file"])
     (repository / "README.md").write_text(readme(home.name, is_plan, plugin, target.is_file()))
     return home
 
@@ -166,17 +164,17 @@ def readme(name: str, is_plan: bool, plugin: Mapping[str, Any] | None, has_model
         ]
     file = plugin["file"] if plugin else "libbitnet_tensorrt_plugin.so"
     if not plugin:
-        lines += [f"Put `{file}` into `plugins/`: the export found none.", ""]
+        lines += [f"Put `{file}` into `{name}/`: the export found none.", ""]
     return "\n".join(
         [
             *lines,
             "The engine's TernaryMatMul layers are in the plugin library. Start Triton with it:",
             "",
-            f"    LD_PRELOAD=$PWD/plugins/{file} {run}",
+            f"    LD_PRELOAD=$PWD/{name}/{file} {run}",
             "",
             "or, without LD_PRELOAD:",
             "",
-            f"    {run} --backend-config=tensorrt,plugins=$PWD/plugins/{file}",
+            f"    {run} --backend-config=tensorrt,plugins=$PWD/{name}/{file}",
             "",
             "An engine built with `--embed-plugin` carries the library itself; TensorRT loads it",
             "only where the server allows host code in engines.",

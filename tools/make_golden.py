@@ -69,6 +69,8 @@ def specs() -> Iterator[Spec]:
             yield Spec(20, 96, 4, group_size=32, bits=bits, half=half)  # half a chunk of padding
             yield Spec(5, 128, 9, group_size=128, bits=bits, half=half)  # one group: none
             bad = ("nan", "zero", "inf", "tiny", "ties", "huge")
+            yield Spec(3, 192, 9, bits=bits, half=half, rows=bad[:3])  # quantized in the GEMV
+            yield Spec(3, 192, 9, bits=bits, half=half, rows=bad[3:])
             yield Spec(7, 192, 9, bits=bits, half=half, rows=bad)
             yield Spec(20, 192, 9, bits=bits, half=half, rows=bad)
         # Several slices of shared memory, warps that share rows, splits along K.

@@ -28,9 +28,7 @@ def make_model(at, feeds, domain=op.DOMAIN, with_function=True):
     if domain == op.TRT_DOMAIN:
         feeds["packed_weight"] = packing.as_int32(feeds["packed_weight"])
     extra = op.TRT_ATTRIBUTES if domain == op.TRT_DOMAIN else {}
-    node = helper.make_node(
-        op.OP_TYPE, list(feeds), ["Y"], domain=domain, **at.as_dict(), **extra
-    )
+    node = helper.make_node(op.OP_TYPE, list(feeds), ["Y"], domain=domain, **at.as_dict(), **extra)
     element = helper.np_dtype_to_tensor_dtype(feeds["X"].dtype)
     dims = [f"d{i}" for i in range(feeds["X"].ndim - 1)]
     graph = helper.make_graph(
@@ -67,7 +65,8 @@ def test_function_body_matches_reference(case, domain):
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"X": feeds["X"]})
     want = op.reference_ternary_matmul(*feeds.values(), attributes=at)
-    assert got.dtype == want.dtype and got.shape == want.shape
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
     # Integer sums are exact; what is left is a few roundings of the scaling (float16: of the
     # final cast), or of the float sum where the activations are not quantized.
     tolerance = 1e-3 if got.dtype == np.float16 else 1e-5 if at.activation_bits == 0 else 1e-6
@@ -119,12 +118,14 @@ def test_rows_of_zeros_and_of_nan():
     feeds["X"][1, 5] = np.nan
     y = op.reference_ternary_matmul(*feeds.values(), attributes=at)
     assert np.array_equal(y[0], feeds["bias"])
-    assert np.isnan(y[1]).all() and np.isfinite(y[2]).all()
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[2]).all()
     session = ort.InferenceSession(
         make_model(at, feeds).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     (got,) = session.run(None, {"X": feeds["X"]})
-    assert np.isnan(got[1]).all() and np.isfinite(got[[0, 2]]).all()
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import ast
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -177,6 +179,19 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return {v.name: v for v in (*inferred.value_info, *inferred.input, *inferred.output)}
 
 
+@contextmanager
+def quiet_graphsurgeon() -> Iterator[None]:
+    """onnx-graphsurgeon prints its warnings to stdout, where the command line's output belongs."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
+
+
 def to_graph(model: onnx.ModelProto) -> gs.Graph:
     """onnx -> onnx-graphsurgeon, types inferred where missing; ``layer_of(node)`` gives a node's
     layer path. An initializer that is also listed as an input becomes a plain constant.
@@ -196,7 +211,8 @@ def to_graph(model: onnx.ModelProto) -> gs.Graph:
                     dim.ClearField("dim_param")
             bare.graph.value_info.append(value)
     layers = [node_layer(node) for node in bare.graph.node]
-    graph = gs.import_onnx(bare)
+    with quiet_graphsurgeon():
+        graph = gs.import_onnx(bare)
     for node, layer in zip(graph.nodes, layers, strict=True):
         set_layer(node, layer)
     graph.ir_version = IR_VERSION
@@ -209,7 +225,8 @@ def from_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     import onnx_graphsurgeon as gs
 
     _import_only_used_domains(graph)
-    model = gs.export_onnx(graph)
+    with quiet_graphsurgeon():
+        model = gs.export_onnx(graph)
     model.producer_name = "bitnet-export"
     model.metadata_props.extend(like.metadata_props)
     for source, node in zip(graph.nodes, model.graph.node, strict=True):

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,7 +86,7 @@ def run_passes(
         on_pass(one.name)
         started = time.perf_counter()
         try:
-            with _quiet():
+            with onnx_io.quiet_graphsurgeon():
                 result = one.run(graph)
             graph.cleanup().toposort()
         except BitnetExportError:
@@ -100,19 +99,6 @@ def run_passes(
         result.name, result.seconds = one.name, time.perf_counter() - started
         results.append(result)
     return onnx_io.from_graph(graph, model), results
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """onnx-graphsurgeon prints its warnings on stdout, where the command line's output belongs."""
-    from onnx_graphsurgeon.logger import G_LOGGER
-
-    before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.ERROR
-    try:
-        yield
-    finally:
-        G_LOGGER.severity = before
 
 
 def check_skippable(names: Sequence[str]) -> None:
@@ -214,7 +200,7 @@ class Builder:
         import onnx_graphsurgeon as gs
 
         array = np.ascontiguousarray(values)
-        digest = hashlib.blake2b(array.data, digest_size=16).digest()
+        digest = hashlib.blake2b(array.reshape(-1).view(np.uint8), digest_size=16).digest()
         key = (array.dtype.str, np.shape(values), digest)
         if key not in self._constants:
             self._constants[key] = gs.Constant(self.unique(name), array.reshape(np.shape(values)))

@@ -32,10 +32,22 @@ def raise_opset(model: onnx.ModelProto, asked: int | None = None) -> onnx.ModelP
     if wanted == found:
         return model
     try:
-        return version_converter.convert_version(model, wanted)
+        converted = version_converter.convert_version(model, wanted)
     except Exception as error:
         raise InputError(
             f"the model is at opset {found} and cannot be converted to {wanted}: "
             f"{first_line(error)}",
             fix=f"export it again with opset {wanted}",
         ) from error
+    _bring_back(model, converted)
+    return converted
+
+
+def _bring_back(model: onnx.ModelProto, converted: onnx.ModelProto) -> None:
+    """The converter drops functions, and the metadata of nodes, which may hold module paths."""
+    known = {(f.domain, f.name) for f in converted.functions}
+    converted.functions.extend(f for f in model.functions if (f.domain, f.name) not in known)
+    metadata = {n.output[0]: n.metadata_props for n in model.graph.node if n.output}
+    for node in converted.graph.node:
+        if node.output and not node.metadata_props:
+            node.metadata_props.extend(metadata.get(node.output[0], ()))

@@ -73,7 +73,7 @@ class QuantizeEmbeddings(Pass):
             return f"{table.nbytes} bytes are too few to matter"
         if not np.isfinite(table).all():
             return "holds NaN or Inf"
-        others = [n for n in source.outputs if n.op not in ("Gather", "Constant")]
+        others = [n for n in source.outputs if n.op != "Gather"]
         if others:
             return f"also read by {others[0].op} {others[0].name}"
         if any(source is output for output in graph.outputs):

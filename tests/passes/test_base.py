@@ -14,6 +14,7 @@ from bitnet_export.passes import (
     LowerTwoBit,
     Pass,
     PassResult,
+    RecogniseTernary,
     RetargetTensorRT,
     raise_opset,
     run_passes,
@@ -24,6 +25,7 @@ from tests.passes.graphs import (
     initializers,
     model,
     node,
+    reasons,
     run,
     ternary_case,
     ternary_model,
@@ -155,3 +157,42 @@ def test_a_model_the_converter_refuses():
     with pytest.raises(InputError, match="is at opset 13 and cannot be converted to 18") as caught:
         raise_opset(made)
     assert "\n" not in caught.value.what
+
+
+def test_raising_the_opset_keeps_module_paths_and_functions():
+    made = model(
+        [
+            node("MatMul", ["x", "w"], ["h"], "encoder.fc"),
+            node("Twice", ["h"], ["y"], domain="mine"),
+        ],
+        [value("x", ["batch", 8])],
+        [value("y", ["batch", 8])],
+        {"w": x_of(8, 8)},
+        opset=17,
+    )
+    made.functions.append(
+        onnx.parser.parse_function(
+            '<domain: "mine", opset_import: ["" : 17]> Twice (a) => (b) { b = Add (a, a) }'
+        )
+    )
+    after = raise_opset(made)
+    assert onnx_io.node_layer(after.graph.node[0]) == "encoder.fc"
+    assert [f.name for f in after.functions] == ["Twice"]
+    x = x_of(2, 8)
+    assert np.array_equal(run(after, x=x)["y"], run(made, x=x)["y"])
+
+
+def test_bfloat16_weights_are_left_alone(capsys):
+    made = model(
+        [node("Gemm", ["x", "w"], ["y"], "fc", transB=1)],
+        [value("x", ["batch", 64], "bfloat16"), value("w", [8, 64], "bfloat16")],
+        [value("y", ["batch", 8], "bfloat16")],
+    )
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.BFLOAT16, [8, 64], x_of(512))
+    made.graph.initializer.append(weight)
+    passes = (FoldConstants(), Canonicalize(), RecogniseTernary())
+    after, results = apply(made, *passes)
+    assert [n.op_type for n in after.graph.node] == ["MatMul"]
+    assert after.graph.initializer[0].data_type == onnx.TensorProto.BFLOAT16
+    assert reasons(results[-1]) == {"fc": "the weight is bfloat16, not float32 or float16"}
+    assert capsys.readouterr().out == ""

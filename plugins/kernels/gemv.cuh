@@ -143,9 +143,10 @@ __device__ __forceinline__ void ReduceTile(const Params& p, Sum* scratch,
 }
 
 // Fills in the slices, k_warps and the grid of a GEMV over `columns` columns whose activations
-// take bytes_per_chunk in shared memory. Enough blocks for two waves of four a multiprocessor,
-// or else the warps of a block share rows; never more warps a row than it has steps. No more
-// blocks than fit at once: each prepares the activations once and walks several tiles.
+// take bytes_per_chunk in shared memory. Warps share rows only while there are fewer than two
+// waves of tiles (four blocks a multiprocessor) and each warp keeps two steps, so that its next
+// loads are under way; below one wave, a single step will do. No more blocks than fit at once:
+// each prepares the activations once and walks several tiles.
 template <int kRows>
 int PlanGemv(Params* p, int columns, int bytes_per_chunk, const DeviceInfo& device) {
   const int capacity = static_cast<int>(kSliceBytes) / (columns * bytes_per_chunk * kRowLanes);
@@ -155,8 +156,9 @@ int PlanGemv(Params* p, int columns, int bytes_per_chunk, const DeviceInfo& devi
   const int wave = 4 * device.sm_count;
   int log2 = 0;
   const auto tiles = [&] { return CeilDiv(p->n, 1 << (kBlockRowsLog2<kRows> - log2)); };
-  while (1 << log2 < kGemvWarps && tiles() < 2 * wave &&
-         (kRowLanes << log2) * 2 <= p->chunks_per_slice)
+  const auto steps_if_split = [&] { return p->chunks_per_slice / (2 * kRowLanes << log2); };
+  while (1 << log2 < kGemvWarps && ((tiles() < 2 * wave && steps_if_split() >= 2) ||
+                                    (tiles() < wave && steps_if_split() >= 1)))
     ++log2;
   p->k_warps_log2 = log2;
   return CeilDiv(tiles(), CeilDiv(tiles(), wave));

@@ -20,8 +20,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# One thread a test process: two processes with two threads each slow each other down.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/native
 
 native: $(VENV)/.dev
 	$(BIN)/python tools/build_native.py $(if $(BITNET_REQUIRE_NATIVE),--require)

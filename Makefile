@@ -34,6 +34,10 @@ digits: $(VENV)/.dev
 cli-docs: $(VENV)/.dev
 	$(BIN)/python tools/make_cli_docs.py
 
+wheel: $(VENV)/.dev
+	$(BIN)/python tools/build_native.py --release --require
+	$(BIN)/python tools/build_wheel.py
+
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
 

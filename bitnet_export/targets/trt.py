@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bitnet_export import env, manifest
 from bitnet_export.errors import MissingRequirement, StageError
-from bitnet_export.native import NativeLibrary, find_library
+from bitnet_export.native import NativeLibrary, find_library, search_library
 from bitnet_export.passes import FoldConstants, MergeSiblings, Pass, RetargetTensorRT
 from bitnet_export.targets.base import BuildJob, Decision, Lowered, Target
 from bitnet_export.targets.trt_build import TENSORRT, missing_for
@@ -91,6 +91,11 @@ def add_plugin(job: BuildJob) -> None:
         "sha256": library.sha256,
         **library.details,
     }
+    # For programs that only open a plugin library: it has to lie beside the plugin.
+    register = search_library("tensorrt_register").chosen
+    if register is not None:
+        shutil.copy2(register.path, job.directory / register.path.name)
+        job.environment["plugin"]["register"] = register.path.name
 
 
 def check_version(library: NativeLibrary) -> None:

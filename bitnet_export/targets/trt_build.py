@@ -24,7 +24,7 @@ from bitnet_export.targets.trt_profile import Profile
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-PACKAGES = {TENSORRT: "bitnet-export[trt]", TENSORRT_RTX: "tensorrt-rtx-cu12"}
+PACKAGES = {TENSORRT: "bitnet-export[trt]", TENSORRT_RTX: "bitnet-export[trt-rtx]"}
 # Where timing caches are kept between builds.
 CACHE_VARIABLE = "BITNET_EXPORT_CACHE"
 # What the worker has on its standard error, and how much of it an error repeats.

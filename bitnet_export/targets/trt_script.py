@@ -38,8 +38,7 @@ def script(environment: dict[str, Any]) -> str:
         return "\n".join(
             [
                 *lines,
-                "# Needs bitnet-export and TensorRT-RTX: pip install bitnet-export "
-                "tensorrt-rtx-cu12. No GPU.",
+                "# Needs TensorRT-RTX and no GPU: pip install 'bitnet-export[trt-rtx]'.",
                 "set -eu",
                 'cd "$(dirname "$0")"',
                 python,

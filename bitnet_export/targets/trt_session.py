@@ -280,7 +280,10 @@ def open_tensorrt_provider(directory: Path, record: Manifest, threads: int | Non
 
 
 def provider_options(directory: Path, record: Manifest) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider: plugin, profile, cached engines."""
+    """Options of ONNX Runtime's TensorRT provider: plugin, profile, cached engines.
+
+    It only opens the library it is given, hence the one that registers the plugin beside it.
+    """
     environment = record.environment
     options = {
         "trt_engine_cache_enable": "True",
@@ -289,8 +292,15 @@ def provider_options(directory: Path, record: Manifest) -> dict[str, str]:
         "trt_timing_cache_path": str(directory.absolute()),
     }
     if "plugin" in environment:
-        plugin = (directory / environment["plugin"]["file"]).absolute()
-        options["trt_extra_plugin_lib_paths"] = str(plugin)
+        register = environment["plugin"].get("register")
+        if register is None:
+            raise MissingRequirement(
+                "the export has no libbitnet_tensorrt_register.so, through which ONNX Runtime "
+                "gets to know the plugin",
+                where=str(directory),
+                fix="install a wheel that has it, or python tools/build_native.py; export again",
+            )
+        options["trt_extra_plugin_lib_paths"] = str((directory / register).absolute())
     profile = environment.get("profile", {})
     if profile and not trt_profile.is_static(profile):
         for kind in trt_profile.KINDS:

@@ -82,7 +82,9 @@ def write_repository(job: BuildJob, name: str) -> Path:
             shutil.copy2(data, version / data.name)
     plugin = job.environment.get("plugin")
     if is_plan and plugin:
-        shutil.copy2(job.directory / plugin["file"], home / plugin["file"])
+        for file in (plugin["file"], plugin.get("register")):
+            if file:
+                shutil.copy2(job.directory / file, home / file)
     (repository / "README.md").write_text(readme(home.name, is_plan, plugin, target.is_file()))
     return home
 
@@ -162,19 +164,20 @@ def readme(name: str, is_plan: bool, plugin: Mapping[str, Any] | None, has_model
             f"server's version of TensorRT, then copy `model.engine` to `{name}/1/model.plan`.",
             "",
         ]
-    file = plugin["file"] if plugin else "libbitnet_tensorrt_plugin.so"
-    if not plugin:
-        lines += [f"Put `{file}` into `{name}/`: the export found none.", ""]
+    register = (plugin or {}).get("register", "libbitnet_tensorrt_register.so")
+    if not plugin or "register" not in plugin:
+        lines += [
+            f"Put `libbitnet_tensorrt_plugin.so` and `{register}` into `{name}/`: the export did",
+            "not find both. `bitnet-export doctor` shows where they are on a machine that has them.",
+            "",
+        ]
     return "\n".join(
         [
             *lines,
-            "The engine's TernaryMatMul layers are in the plugin library. Start Triton with it:",
+            "The engine's TernaryMatMul layers are in a plugin library. Start Triton so that it",
+            f"opens `{register}`, which registers the plugin beside it:",
             "",
-            f"    LD_PRELOAD=$PWD/{name}/{file} {run}",
-            "",
-            "or, without LD_PRELOAD:",
-            "",
-            f"    {run} --backend-config=tensorrt,plugins=$PWD/{name}/{file}",
+            f"    {run} --backend-config=tensorrt,plugins=$PWD/{name}/{register}",
             "",
             "An engine built with `--embed-plugin` carries the library itself; TensorRT loads it",
             "only where the server allows host code in engines.",

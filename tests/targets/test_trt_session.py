@@ -164,10 +164,17 @@ class TestProvider:
 
     def test_options_carry_plugin_and_profile(self, tmp_path):
         record = trt_record()
-        record.environment["plugin"] = {"file": "p.so"}
+        record.environment["plugin"] = {"file": "p.so", "register": "r.so"}
         options = provider_options(tmp_path, record)
-        assert options["trt_extra_plugin_lib_paths"] == str(tmp_path / "p.so")
+        # It opens the library and calls nothing in it: the plugin alone would not be registered.
+        assert options["trt_extra_plugin_lib_paths"] == str(tmp_path / "r.so")
         assert options["trt_profile_max_shapes"] == "x:8x8"
+
+    def test_without_the_registering_library(self, tmp_path):
+        record = trt_record()
+        record.environment["plugin"] = {"file": "p.so"}
+        with pytest.raises(MissingRequirement, match="libbitnet_tensorrt_register"):
+            provider_options(tmp_path, record)
 
     def test_missing_provider(self, tmp_path):
         import onnxruntime

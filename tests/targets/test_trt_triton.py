@@ -70,7 +70,8 @@ def job(folder, **changes):
     made = job_for(folder / "out", model, target="trt", triton=folder / "repository", **changes)
     made.environment["profile"] = {"x": {"min": [1, 128], "opt": [1, 128], "max": [4, 128]}}
     (made.directory / "p.so").write_bytes(b"plugin")
-    made.environment["plugin"] = {"file": "p.so"}
+    (made.directory / "r.so").write_bytes(b"register")
+    made.environment["plugin"] = {"file": "p.so", "register": "r.so"}
     return made
 
 
@@ -83,7 +84,8 @@ def test_plan_plugin_and_how_to_start(tmp_path):
     assert (home / "p.so").read_bytes() == b"plugin"
     assert "max_batch_size: 4" in (home / "config.pbtxt").read_text()
     text = (tmp_path / "repository" / "README.md").read_text()
-    assert "LD_PRELOAD=$PWD/my-model/p.so tritonserver" in text
+    assert (home / "r.so").read_bytes() == b"register"  # it looks for the plugin beside itself
+    assert "--backend-config=tensorrt,plugins=$PWD/my-model/r.so" in text
     # Triton takes every directory of the repository for a model.
     assert [p.name for p in (tmp_path / "repository").iterdir() if p.is_dir()] == ["my-model"]
 

@@ -168,8 +168,8 @@ Status CheckShape(const TernaryMatMulShape& s) {
   const int64_t scales = int64_t{s.n} * Units(s);
   const bool one = s.scale_count == 1 && !s.group_size;
   if (!one && s.scale_count != scales) return Status::kInvalidShape;
-  // Kernels index scales and chunks of w, and blocks of rows, in 32 bits or less.
-  if (scales > INT32_MAX || int64_t{s.n} * Chunks(s.k) > INT32_MAX) return Status::kInvalidShape;
+  // Kernels step through outputs, scales and chunks of w in 32 bits.
+  if (s.n > kMaxN || scales > INT32_MAX || int64_t{s.n} * Chunks(s.k) > INT32_MAX) return Status::kInvalidShape;
   return Status::kOk;
 }
 

@@ -26,6 +26,8 @@ inline constexpr int32_t kKernelVersion = 1;
 inline constexpr int32_t kMaxK = 1 << 18;
 static_assert(int64_t{kMaxK} / 4 * (3 * 64 * 128) < (int64_t{1} << 31), "accumulator overflow");
 
+inline constexpr int32_t kMaxN = 1 << 30;  // outputs; n * K'/64 and the scales stay below 2^31
+
 // Every launch wants its workspace and packed_weight aligned to this many bytes.
 inline constexpr size_t kWorkspaceAlignment = 256;
 inline constexpr size_t kWeightAlignment = 16;
@@ -64,7 +66,7 @@ inline constexpr KernelFamily kFamilies[] = {
 struct TernaryMatMulShape {
   int32_t m = 0;                // rows of x, all leading dimensions multiplied; 1 or more
   int32_t k = 0;                // 1..kMaxK; rows of packed_weight hold K' = k rounded up to 64
-  int32_t n = 0;                // outputs
+  int32_t n = 0;                // outputs, 1..kMaxN
   int32_t group_size = 0;       // 0, or a divisor of k: scale is then [n, k / group_size]
   int32_t activation_bits = 8;  // 8: per-row absmax int8; 0: float activations
   int32_t scale_count = 1;      // elements of scale: 1, n, or n * (k / group_size)

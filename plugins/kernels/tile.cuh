@@ -59,4 +59,57 @@ __device__ __forceinline__ uint4 FetchQuantized(const Params& p, int m, int grou
   return reinterpret_cast<const uint4*>(p.xq)[static_cast<int64_t>(m) * (4 * p.chunks) + group];
 }
 
+// The weights of one stage on their way through registers: Config::kStage chunks of 64 outputs.
+// shared: Config::kBufferW vectors, rows Config::kStrideW apart.
+template <class Config>
+struct WeightStage {
+  uint4 loads[Config::kLoadsW];
+
+  __device__ __forceinline__ void Fetch(const Params& p, int first_n, int chunk, int end) {
+    ForEach([&](int i, int row, int column) {
+      loads[i] = FetchWeights(p, first_n + row, chunk + column, end);
+    });
+  }
+  __device__ __forceinline__ void Store(uint4* shared) const {
+    ForEach([&](int i, int row, int column) {
+      shared[row * Config::kStrideW + column] = loads[i];
+    });
+  }
+
+ private:
+  template <class Visit>
+  __device__ __forceinline__ static void ForEach(Visit visit) {
+#pragma unroll
+    for (int i = 0; i < Config::kLoadsW; ++i) {
+      const int index = i * Config::kThreads + threadIdx.x;
+      if (index < kTileN * Config::kStage)
+        visit(i, index / Config::kStage, index % Config::kStage);
+    }
+  }
+};
+
+// Likewise the quantized activations of Config::kTileM rows of x, rows Config::kStrideX apart.
+template <class Config>
+struct QuantizedStage {
+  uint4 loads[Config::kLoadsX];
+  static constexpr int kColumns = 4 * Config::kStage;
+  static_assert(Config::kLoadsX * Config::kThreads == Config::kTileM * kColumns, "all load");
+
+  __device__ __forceinline__ void Fetch(const Params& p, int first_m, int chunk, int end) {
+#pragma unroll
+    for (int i = 0; i < Config::kLoadsX; ++i) {
+      const int index = i * Config::kThreads + threadIdx.x;
+      loads[i] =
+          FetchQuantized(p, first_m + index / kColumns, 4 * chunk + index % kColumns, end);
+    }
+  }
+  __device__ __forceinline__ void Store(uint4* shared) const {
+#pragma unroll
+    for (int i = 0; i < Config::kLoadsX; ++i) {
+      const int index = i * Config::kThreads + threadIdx.x;
+      shared[index / kColumns * Config::kStrideX + index % kColumns] = loads[i];
+    }
+  }
+};
+
 }  // namespace bitnet

@@ -23,7 +23,6 @@ struct Config {
   static constexpr int kLoadsW = CeilDiv(kTileN * kStage, kThreads);
   static constexpr size_t kSharedBytes = 2 * (kBufferX + kBufferW) * sizeof(uint4);
   static_assert(kColumnsN * (kTileM / kThreadM) == kThreads, "a thread for each piece");
-  static_assert(kLoadsX * kThreads == kTileM * 4 * kStage, "every thread loads activations");
 };
 using Small = Config<128, 16, 2, 4>;
 using Large = Config<256, 64, 4, 4>;
@@ -58,41 +57,20 @@ __global__ void __launch_bounds__(C::kThreads) TileDp4aKernel(Params p) {
   const int thread_n = threadIdx.x % C::kColumnsN, thread_m = threadIdx.x / C::kColumnsN;
   uint4* shared_w = shared + 2 * C::kBufferX;
   const ChunkRange range = BlockChunks(p);
-  uint4 next_x[C::kLoadsX], next_w[C::kLoadsW];
+  QuantizedStage<C> next_x;
+  WeightStage<C> next_w;
   Sums<C> sums = {};
   float scaled[kGrouped ? C::kThreadN : 1][C::kThreadM] = {};
   const auto out_n = [&](int n) { return first_n + thread_n + n * C::kColumnsN; };
   const auto out_m = [&](int m) { return first_m + thread_m + m * (C::kTileM / C::kThreadM); };
 
   const auto fetch = [&](int chunk) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * C::kThreads + threadIdx.x;
-      next_x[i] = FetchQuantized(p, first_m + index / (4 * C::kStage),
-                                 4 * chunk + index % (4 * C::kStage), range.end);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * C::kThreads + threadIdx.x;
-      if (index < kTileN * C::kStage)
-        next_w[i] =
-            FetchWeights(p, first_n + index / C::kStage, chunk + index % C::kStage, range.end);
-    }
+    next_x.Fetch(p, first_m, chunk, range.end);
+    next_w.Fetch(p, first_n, chunk, range.end);
   };
   const auto store = [&](int buffer) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * C::kThreads + threadIdx.x;
-      shared[buffer * C::kBufferX + index / (4 * C::kStage) * C::kStrideX +
-             index % (4 * C::kStage)] = next_x[i];
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * C::kThreads + threadIdx.x;
-      if (index < kTileN * C::kStage)
-        shared_w[buffer * C::kBufferW + index / C::kStage * C::kStrideW + index % C::kStage] =
-            next_w[i];
-    }
+    next_x.Store(shared + buffer * C::kBufferX);
+    next_w.Store(shared_w + buffer * C::kBufferW);
   };
   // Adds scale group `unit`, which is complete, to the scaled sums.
   const auto flush = [&](int unit) {

@@ -10,11 +10,10 @@
 namespace bitnet {
 namespace {
 
-constexpr int kThreads = 128;
-
 template <int kTileM_, int kWarpsM_, int kStage_>
 struct Config {
   static constexpr int kTileM = kTileM_, kWarpsM = kWarpsM_, kStage = kStage_;
+  static constexpr int kThreads = 128;
   static constexpr int kWarpsN = kThreads / 32 / kWarpsM;
   static constexpr int kFragmentsM = kTileM / kWarpsM / 16;  // of 16 rows of x, a warp
   static constexpr int kFragmentsN = kTileN / kWarpsN / 8;   // of 8 outputs, a warp
@@ -62,6 +61,31 @@ __device__ __forceinline__ Pairs FetchPairs(const Params& p, int m, int group, i
   }
   return out;
 }
+
+// The activations of one stage on their way through registers.
+template <class Config>
+struct PairStage {
+  Pairs loads[Config::kLoadsX];
+  static constexpr int kColumns = 4 * Config::kStage;
+
+  __device__ __forceinline__ void Fetch(const Params& p, int first_m, int chunk, int end) {
+#pragma unroll
+    for (int i = 0; i < Config::kLoadsX; ++i) {
+      const int index = i * Config::kThreads + threadIdx.x;
+      loads[i] = FetchPairs(p, first_m + index / kColumns, 4 * chunk + index % kColumns, end);
+    }
+  }
+  __device__ __forceinline__ void Store(uint4* shared) const {
+#pragma unroll
+    for (int i = 0; i < Config::kLoadsX; ++i) {
+      const int index = i * Config::kThreads + threadIdx.x;
+      uint4* to = shared + index / kColumns * Config::kStrideX + index % kColumns * 2;
+      const uint32_t(&pair)[8] = loads[i].pair;
+      to[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+      to[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
+    }
+  }
+};
 
 // The trits k and 8 + k of a word as two halves.
 __device__ __forceinline__ uint32_t TritPair(uint32_t word, int k) {
@@ -118,7 +142,7 @@ __device__ __forceinline__ void ForEachSum(int lane, Visit visit) {
 }
 
 template <class C, bool kGrouped>
-__global__ void __launch_bounds__(kThreads) TileHmmaKernel(Params p) {
+__global__ void __launch_bounds__(C::kThreads) TileHmmaKernel(Params p) {
   BITNET_SHARED(uint4, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_n = blockIdx.x * kTileN, first_m = blockIdx.y * C::kTileM;
@@ -126,43 +150,18 @@ __global__ void __launch_bounds__(kThreads) TileHmmaKernel(Params p) {
   const int warp_m = warp / C::kWarpsN * C::kFragmentsM * 16;
   uint4* shared_w = shared + 2 * C::kBufferX;
   const ChunkRange range = BlockChunks(p);
-  Pairs next_x[C::kLoadsX];
-  uint4 next_w[C::kLoadsW];
+  PairStage<C> next_x;
+  WeightStage<C> next_w;
   Sums<C> sums = {};
   float scaled[kGrouped ? C::kFragmentsM : 1][C::kFragmentsN][4] = {};
 
   const auto fetch = [&](int chunk) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      next_x[i] = FetchPairs(p, first_m + index / (4 * C::kStage),
-                             4 * chunk + index % (4 * C::kStage), range.end);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      if (index < kTileN * C::kStage)
-        next_w[i] =
-            FetchWeights(p, first_n + index / C::kStage, chunk + index % C::kStage, range.end);
-    }
+    next_x.Fetch(p, first_m, chunk, range.end);
+    next_w.Fetch(p, first_n, chunk, range.end);
   };
   const auto store = [&](int buffer) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      uint4* to = shared + buffer * C::kBufferX + index / (4 * C::kStage) * C::kStrideX +
-                  index % (4 * C::kStage) * 2;
-      const uint32_t(&pair)[8] = next_x[i].pair;
-      to[0] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-      to[1] = make_uint4(pair[4], pair[5], pair[6], pair[7]);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      if (index < kTileN * C::kStage)
-        shared_w[buffer * C::kBufferW + index / C::kStage * C::kStrideW + index % C::kStage] =
-            next_w[i];
-    }
+    next_x.Store(shared + buffer * C::kBufferX);
+    next_w.Store(shared_w + buffer * C::kBufferW);
   };
   const auto flush = [&](int chunk) {
     const int unit = chunk * kChunk / p.group_size;
@@ -191,7 +190,7 @@ template <class C>
 Status LaunchConfig(const Params& params, Stream stream) {
   const dim3 grid(CeilDiv(params.n, kTileN), CeilDiv(params.m, C::kTileM), params.splits);
   const auto kernel = params.units > 1 ? TileHmmaKernel<C, true> : TileHmmaKernel<C, false>;
-  return LaunchKernel(kernel, grid, dim3(kThreads), C::kSharedBytes, stream, params);
+  return LaunchKernel(kernel, grid, dim3(C::kThreads), C::kSharedBytes, stream, params);
 }
 
 }  // namespace

@@ -11,12 +11,11 @@
 namespace bitnet {
 namespace {
 
-constexpr int kThreads = 128;
-
 // kTileM rows of x by 64 outputs; kWarpsM x kWarpsN warps; kStage chunks of K a stage.
 template <int kTileM_, int kWarpsM_, int kStage_>
 struct Config {
   static constexpr int kTileM = kTileM_, kWarpsM = kWarpsM_, kStage = kStage_;
+  static constexpr int kThreads = 128;
   static constexpr int kWarpsN = kThreads / 32 / kWarpsM;
   static constexpr int kFragmentsM = kTileM / kWarpsM / 8;  // of 8 rows of x, a warp
   static constexpr int kFragmentsN = kTileN / kWarpsN / 8;  // of 8 outputs, a warp
@@ -72,7 +71,7 @@ __device__ __forceinline__ void ForEachSum(int lane, Visit visit) {
 }
 
 template <class T, class C, bool kGrouped>
-__global__ void __launch_bounds__(kThreads) TileImmaKernel(Params p) {
+__global__ void __launch_bounds__(C::kThreads) TileImmaKernel(Params p) {
   BITNET_SHARED(uint4, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_n = blockIdx.x * kTileN, first_m = blockIdx.y * C::kTileM;
@@ -80,37 +79,18 @@ __global__ void __launch_bounds__(kThreads) TileImmaKernel(Params p) {
   const int warp_m = warp / C::kWarpsN * C::kFragmentsM * 8;
   uint4* shared_w = shared + 2 * C::kBufferX;
   const ChunkRange range = BlockChunks(p);
-  uint4 next_x[C::kLoadsX], next_w[C::kLoadsW];
+  QuantizedStage<C> next_x;
+  WeightStage<C> next_w;
   Sums<C> sums = {};
   float scaled[kGrouped ? C::kFragmentsN : 1][C::kFragmentsM][2] = {};
 
   const auto fetch = [&](int chunk) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      next_x[i] = FetchQuantized(p, first_m + index / (4 * C::kStage),
-                                 4 * chunk + index % (4 * C::kStage), range.end);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      next_w[i] =
-          FetchWeights(p, first_n + index / C::kStage, chunk + index % C::kStage, range.end);
-    }
+    next_x.Fetch(p, first_m, chunk, range.end);
+    next_w.Fetch(p, first_n, chunk, range.end);
   };
   const auto store = [&](int buffer) {
-#pragma unroll
-    for (int i = 0; i < C::kLoadsX; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      shared[buffer * C::kBufferX + index / (4 * C::kStage) * C::kStrideX +
-             index % (4 * C::kStage)] = next_x[i];
-    }
-#pragma unroll
-    for (int i = 0; i < C::kLoadsW; ++i) {
-      const int index = i * kThreads + threadIdx.x;
-      shared_w[buffer * C::kBufferW + index / C::kStage * C::kStrideW + index % C::kStage] =
-          next_w[i];
-    }
+    next_x.Store(shared + buffer * C::kBufferX);
+    next_w.Store(shared_w + buffer * C::kBufferW);
   };
   // Adds the group that ends with `chunk` to the scaled sums.
   const auto flush = [&](int chunk) {
@@ -144,7 +124,7 @@ template <class T, class C>
 Status LaunchConfig(const Params& params, Stream stream) {
   const dim3 grid(CeilDiv(params.n, kTileN), CeilDiv(params.m, C::kTileM), params.splits);
   const auto kernel = params.units > 1 ? TileImmaKernel<T, C, true> : TileImmaKernel<T, C, false>;
-  return LaunchKernel(kernel, grid, dim3(kThreads), C::kSharedBytes, stream, params);
+  return LaunchKernel(kernel, grid, dim3(C::kThreads), C::kSharedBytes, stream, params);
 }
 
 template <class T>

@@ -51,21 +51,25 @@ class OrtTarget(Target):
                 fix="leave --dtype out, or use --target onnx or trt",
             )
         check_onnxruntime()
+        int8_layers = [can_be_int8(at) for at in attributes_of(model)]
         decision = choose_kernel(model, options.ort_kernel, opt_sizes)
+        if decision.choice == "int8" and not any(int8_layers):
+            why = "no layer has an int8 form: group scales and float activations run as 2-bit"
+            decision = Decision("ort_kernel", "2bit", f"{why} ({decision.reason})")
         passes: list[Pass] = [FoldConstants(), MergeSiblings()]
         passes += embedding_passes(options, contrib=True)
         kinds: list[str] = []
         if decision.choice == "int8":
             passes.append(LowerInt8(options.activation_scale))
             kinds.append("int8" if options.activation_scale == "row" else "int8-tensor")
-        if decision.choice == "2bit" or any(not can_be_int8(at) for at in attributes_of(model)):
+        if decision.choice == "2bit" or not all(int8_layers):
             kinds.append("2bit")
         passes.append(LowerTwoBit())
         lowered = Lowered(
             model,
             [],
             [decision],
-            parity_kinds=(*(kinds or ["int8"]), *embeddings_kind(options)),
+            parity_kinds=(*kinds, *embeddings_kind(options)),
             requires={"onnxruntime": OLDEST_ORT},
         )
         return passes, lowered

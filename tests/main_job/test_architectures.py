@@ -59,7 +59,7 @@ def test_main_job(export, files, tmp_path, name, target):
     assert only_stock_operators(directory) == (target == "ort")
     shapes = {row.shape for row in report.parity}
     assert any("batch=1," in shape for shape in shapes)
-    assert len(shapes) >= 3
+    assert any("batch=3," in shape for shape in shapes)
     check_session(directory, tmp_path, {"batch": 3, "sequence": 5})
 
 

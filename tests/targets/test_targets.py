@@ -129,9 +129,9 @@ def test_what_was_asked_for(kernel):
             dict(scale="group", group_size=32),
             dict(ort_kernel="int8"),
             "MatMulNBits",
-            ("int8", "2bit"),
+            ("2bit",),
         ),
-        (dict(bits=0), dict(ort_kernel="int8"), "MatMulNBits", ("int8", "2bit")),
+        (dict(bits=0), dict(ort_kernel="int8"), "MatMulNBits", ("2bit",)),
     ],
     ids=["int8", "2bit", "tensor", "group", "float"],
 )
@@ -143,9 +143,26 @@ def test_ort_lowers_everything(tmp_path, case, changes, operator, kinds):
     assert not lowered.model.functions
     assert lowered.parity_kinds == kinds
     assert lowered.requires == {"onnxruntime": "1.28"}
+    (decision,) = lowered.decisions
+    assert decision.choice == ("2bit" if "2bit" in kinds else "int8")
     x = x_of(3, 64)
     want = reference(x, made)
     np.testing.assert_allclose(run(lowered.model, x=x)["y"], want, atol=0.03 * np.abs(want).max())
+
+
+def test_layers_without_an_int8_form_run_as_2bit_beside_the_others(tmp_path):
+    constants = {}
+    nodes = [
+        ternary_layer("a", "x", "h", ternary_case(64, 64), constants),
+        ternary_layer("b", "h", "y", ternary_case(64, 8, scale="group", group_size=32), constants),
+    ]
+    made = model(nodes, [value("x", ["batch", 64])], [value("y", ["batch", 8])], constants)
+    lowered = lower(tmp_path, made, sizes={"batch": 64}, embeddings="keep")
+    assert lowered.decisions[0].choice == "int8"
+    assert lowered.parity_kinds == ("int8", "2bit")
+    assert {"MatMulIntegerToFloat", "MatMulNBits"} <= set(ops(lowered.model))
+    (result,) = [r for r in lowered.passes if r.name == "lower-int8"]
+    assert [s.where for s in result.skipped] == ["b"]
 
 
 @pytest.mark.parametrize(

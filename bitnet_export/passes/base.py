@@ -200,7 +200,7 @@ class Builder:
         import onnx_graphsurgeon as gs
 
         array = np.ascontiguousarray(values)
-        digest = hashlib.blake2b(array.reshape(-1).view(np.uint8), digest_size=16).digest()
+        digest = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).digest()
         key = (array.dtype.str, np.shape(values), digest)
         if key not in self._constants:
             self._constants[key] = gs.Constant(self.unique(name), array.reshape(np.shape(values)))

@@ -71,8 +71,10 @@ inline void MmaF16Warp(const unsigned char* in, unsigned char* out) {
     for (int j = 0; j < 4; ++j) {
       const int row = l / 4, half = j / 2, col = 2 * (l % 4) + j % 2;
       float sum = lanes[l].c[j];
-      for (int k = 0; k < 8; ++k)
-        sum += HalfOf(lanes[4 * row + k / 2].a[half], k % 2) * HalfOf(lanes[4 * col + k / 2].b, k % 2);
+      for (int k = 0; k < 8; ++k) {
+        const float a = HalfOf(lanes[4 * row + k / 2].a[half], k % 2);
+        sum += a * HalfOf(lanes[4 * col + k / 2].b, k % 2);
+      }
       std::memcpy(out + l * kSlotBytes + 4 * j, &sum, 4);
     }
   }

@@ -201,7 +201,8 @@ bool Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || blocks == 0 || shared_bytes > kMaxSharedBytes) return false;
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return false;
-  if (threads % kWarpSize || shared_bytes % 16) Fail("blocks must be whole warps, shared memory whole vectors");
+  if (threads % kWarpSize || shared_bytes % 16)
+    Fail("blocks must be whole warps, shared memory whole vectors");
   Machine& m = machine();
   m.body = &body;
   std::vector<uint64_t> order(blocks);
@@ -210,7 +211,8 @@ bool Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>
   g_place.grid_dim = grid;
   g_place.block_dim = block;
   for (uint64_t b : order) {
-    g_place.block_idx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+    g_place.block_idx = {static_cast<unsigned>(b % grid.x),
+                         static_cast<unsigned>(b / grid.x % grid.y),
                          static_cast<unsigned>(b / grid.x / grid.y)};
     m.shared.Reset(shared_bytes, m.random);
     RunBlock(m, block);

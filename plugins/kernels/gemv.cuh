@@ -2,11 +2,12 @@
 // a tile.
 //
 // A weight row is read in chunks of 64 weights, one 16-byte load. Eight lanes walk one row, so a
-// warp covers four rows at once, times kRows that each lane keeps in registers: 128 contiguous bytes a row
-// and load, full lines, and little waste for short rows (K = 384 is six chunks). A block's eight
-// warps either take different rows or, k_warps of them together, every k_warps-th step of the
-// same rows: split-K inside the block, summed through shared memory. Activations lie in shared
-// memory such that eight lanes with neighbouring chunks read 128 contiguous bytes (PlaneIndex).
+// warp covers four rows at once, times kRows that each lane keeps in registers: 128 contiguous
+// bytes a row and load, full lines, and little waste for short rows (K = 384 is six chunks). A
+// block's eight warps either take different rows or, k_warps of them together, every k_warps-th
+// step of the same rows: split-K inside the block, summed through shared memory. Activations lie
+// in shared memory such that eight lanes with neighbouring chunks read 128 contiguous bytes
+// (PlaneIndex).
 #pragma once
 
 #include "epilogue.cuh"

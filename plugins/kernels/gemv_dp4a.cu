@@ -43,7 +43,8 @@ struct Shared {
   __device__ __forceinline__ Shared(uint4* memory, const Params& p) {
     planes = memory;
     unit_sums = reinterpret_cast<int32_t*>(planes + kCols * 4 * p.chunks_per_slice);
-    row_scales = reinterpret_cast<float*>(unit_sums + (p.units > 1 ? kCols * 2 * p.chunks_per_slice : 0));
+    const int units = p.units > 1 ? kCols * 2 * p.chunks_per_slice : 0;
+    row_scales = reinterpret_cast<float*>(unit_sums + units);
     row_sums = reinterpret_cast<int32_t*>(row_scales + 8);
     maxima = reinterpret_cast<uint32_t*>(row_sums + 8);
     scratch = maxima + 8;
@@ -279,7 +280,8 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvDp4aKernel(Para
 template <class T, int kCols, int kFlush>
 Status LaunchFlush(Params params, const DeviceInfo& device, Stream stream) {
   int blocks = PlanGemv<kRows>(&params, kCols, kChunk, device);
-  if (kOneTile<kCols>) blocks = CeilDiv(params.n, 1 << (kBlockRowsLog2<kRows> - params.k_warps_log2));
+  if (kOneTile<kCols>)
+    blocks = CeilDiv(params.n, 1 << (kBlockRowsLog2<kRows> - params.k_warps_log2));
   return LaunchKernel(GemvDp4aKernel<T, kCols, kFlush>, dim3(blocks), dim3(kGemvThreads),
                       Shared<kCols>::Bytes(params), stream, params);
 }

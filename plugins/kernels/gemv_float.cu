@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvFloatKernel(Par
       const GemvPlace place(p);
       int scale_row[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) scale_row[r] = LaneRow<kRows>(p, place, tile_row, r) * p.units;
+      for (int r = 0; r < kRows; ++r)
+        scale_row[r] = LaneRow<kRows>(p, place, tile_row, r) * p.units;
       WalkRows<kRows, kCols <= 2>(
           p, tile_row, begin, left < p.chunks_per_slice ? left : p.chunks_per_slice,
           [&](int chunk, const uint4(&weights)[kRows]) {

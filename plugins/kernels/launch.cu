@@ -107,7 +107,8 @@ Params MakeParams(const TernaryMatMulShape& s, DType type,
 
 Status CheckArgs(const TernaryMatMulArgs& args, size_t needed) {
   if (!args.x || !args.packed_weight || !args.scale || !args.y) return Status::kInvalidArgument;
-  if (reinterpret_cast<uintptr_t>(args.packed_weight) % kWeightAlignment) return Status::kMisaligned;
+  const auto weight = reinterpret_cast<uintptr_t>(args.packed_weight);
+  if (weight % kWeightAlignment) return Status::kMisaligned;
   if (!needed) return Status::kOk;
   if (!args.workspace) return Status::kInvalidArgument;
   if (reinterpret_cast<uintptr_t>(args.workspace) % kWorkspaceAlignment) return Status::kMisaligned;
@@ -162,14 +163,16 @@ Status QueryDevice(DeviceInfo* device) {
 }
 
 Status CheckShape(const TernaryMatMulShape& s) {
-  if (s.m < 1 || s.k < 1 || s.n < 1 || s.k > kMaxK || s.group_size < 0) return Status::kInvalidShape;
+  if (s.m < 1 || s.k < 1 || s.k > kMaxK || s.n < 1 || s.n > kMaxN) return Status::kInvalidShape;
+  if (s.group_size < 0) return Status::kInvalidShape;
   if (s.activation_bits != 8 && s.activation_bits != 0) return Status::kInvalidShape;
   if (s.group_size && s.k % s.group_size) return Status::kInvalidShape;
   const int64_t scales = int64_t{s.n} * Units(s);
   const bool one = s.scale_count == 1 && !s.group_size;
   if (!one && s.scale_count != scales) return Status::kInvalidShape;
   // Kernels step through outputs, scales and chunks of w in 32 bits.
-  if (s.n > kMaxN || scales > INT32_MAX || int64_t{s.n} * Chunks(s.k) > INT32_MAX) return Status::kInvalidShape;
+  const int64_t chunks = int64_t{s.n} * Chunks(s.k);
+  if (scales > INT32_MAX || chunks > INT32_MAX) return Status::kInvalidShape;
   return Status::kOk;
 }
 
@@ -234,7 +237,8 @@ Status Launch(KernelFamily family, const TernaryMatMulShape& s, DType type,
   p.splits = plan.splits;
   p.chunks_per_split = plan.chunks_per_split;
   const size_t partial_bytes = p.splits > 1 ? size_t{4} * p.splits * s.m * s.n : 0;
-  const bool quantize = p.quantized && family != KernelFamily::kNaive && !QuantizesInside(family, s);
+  const bool quantize =
+      p.quantized && family != KernelFamily::kNaive && !QuantizesInside(family, s);
   const Layout layout = LayOut(s, partial_bytes);
   const size_t needed = quantize || partial_bytes ? layout.end : 0;
   if (const Status status = CheckArgs(args, needed); status != Status::kOk) return status;

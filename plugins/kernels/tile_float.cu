@@ -2,8 +2,8 @@
 // in fp16 on cards without real tensor cores.
 //
 // A thread owns 4 outputs times 4 rows of x (2 where there are at most 16). Activations lie
-// transposed in shared memory, one vector for the thread's rows at each k, divided by 4^(k mod 8) so that a weight takes one
-// logic instruction and one subtraction to decode (see ScaledTrit).
+// transposed in shared memory, one vector for the thread's rows at each k, divided by 4^(k mod 8)
+// so that a weight takes one logic instruction and one subtraction to decode (see ScaledTrit).
 #include "tile.cuh"
 
 namespace bitnet {
@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads) TileFloatKernel(Params p) {
 #pragma unroll
     for (int n = 0; n < kThreadN; ++n)
       weights[n] = shared_w[buffer * C::kBufferW + thread_n + n * kColumnsN];
-    const auto* x = reinterpret_cast<const Rows<kThreadM>*>(shared + buffer * C::kBufferX) + thread_m;
+    const float4* stage = shared + buffer * C::kBufferX;
+    const auto* x = reinterpret_cast<const Rows<kThreadM>*>(stage) + thread_m;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       MultiplyWord(x + kGroup16 * w * (kThreads / kColumnsN), weights, w, sums);

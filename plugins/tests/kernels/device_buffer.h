@@ -63,7 +63,8 @@ class DeviceBuffer {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t usable = (bytes_ + 64 + page - 1) / page * page;
     map_bytes_ = usable + page;
-    void* map = mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* map = mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     map_ = static_cast<unsigned char*>(map);
     mprotect(map_ + usable, page, PROT_NONE);

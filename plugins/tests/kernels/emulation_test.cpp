@@ -75,9 +75,12 @@ void ShufflesExchange() {
 void BadLaunchesAreRefused() {
   int32_t values[64];
   const Output out{values};
-  CHECK(LaunchKernel(ShuffleKernel, dim3(1), dim3(1056), 0, nullptr, out) == Status::kLaunchFailed);
-  CHECK(LaunchKernel(ShuffleKernel, dim3(0), dim3(32), 0, nullptr, out) == Status::kLaunchFailed);
-  CHECK(LaunchKernel(ShuffleKernel, dim3(1), dim3(32), 49168, nullptr, out) == Status::kLaunchFailed);
+  const auto launch = [&](unsigned blocks, unsigned threads, size_t shared_bytes) {
+    return LaunchKernel(ShuffleKernel, dim3(blocks), dim3(threads), shared_bytes, nullptr, out);
+  };
+  CHECK(launch(1, 1056, 0) == Status::kLaunchFailed);
+  CHECK(launch(0, 32, 0) == Status::kLaunchFailed);
+  CHECK(launch(1, 32, 49168) == Status::kLaunchFailed);
 }
 
 // Thread 0 reads what the last thread wrote, with no barrier between.

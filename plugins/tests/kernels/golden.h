@@ -63,7 +63,8 @@ inline std::vector<GoldenCase> ReadGolden(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error("cannot read " + path);
   const auto magic = golden_detail::ReadArray<char>(file, 8);
-  if (std::memcmp(magic.data(), "BNGOLD1", 8) != 0) throw std::runtime_error(path + ": not golden data");
+  if (std::memcmp(magic.data(), "BNGOLD1", 8) != 0)
+    throw std::runtime_error(path + ": not golden data");
   const int32_t count = golden_detail::ReadArray<int32_t>(file, 1)[0];
   std::vector<GoldenCase> cases;
   for (int32_t i = 0; i < count; ++i) cases.push_back(golden_detail::ReadCase(file));

@@ -50,7 +50,8 @@ struct Run {
   std::vector<unsigned char> y;
 };
 
-std::optional<std::string> FirstDifference(const GoldenCase& c, const std::vector<unsigned char>& y) {
+std::optional<std::string> FirstDifference(const GoldenCase& c,
+                                           const std::vector<unsigned char>& y) {
   const size_t bytes = c.ElementBytes();
   for (size_t i = 0; i < c.tolerance.size(); ++i) {
     const double got = ToDouble(&y[i * bytes], c.type), want = ToDouble(&c.y[i * bytes], c.type);

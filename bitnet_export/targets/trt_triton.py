@@ -168,7 +168,7 @@ def readme(name: str, is_plan: bool, plugin: Mapping[str, Any] | None, has_model
     if not plugin or "register" not in plugin:
         lines += [
             f"Put `libbitnet_tensorrt_plugin.so` and `{register}` into `{name}/`: the export did",
-            "not find both. `bitnet-export doctor` shows where they are on a machine that has them.",
+            "not find both. `bitnet-export doctor` shows where they are.",
             "",
         ]
     return "\n".join(

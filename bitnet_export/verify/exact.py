@@ -36,6 +36,9 @@ LAYER_TOLERANCES = {
         "in float32 between layers: an int8 activation may round the other way",
         same_dtype=False,
     ),
+    "float-activations": Tolerance(
+        2e-3, 0.99999, "scale and result are rounded to float16; nothing to flip", same_dtype=False
+    ),
     "int8-tensor": Tolerance(5e-2, 0.99, "one activation scale a tensor instead of one a row"),
     "2bit": Tolerance(3e-2, 0.999, "MatMulNBits quantizes activations per block of 128, not row"),
 }
@@ -125,6 +128,8 @@ def _worst(
 
 def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
     """The tolerance that applies to one layer: the loosest of what was done to it."""
+    if "float-activations" in kinds:
+        return LAYER_TOLERANCES["float-activations"]
     if "fp16" in kinds:
         return LAYER_TOLERANCES["fp16"]
     exact = layer.attributes.activation_bits == 8 and not layer.attributes.group_size

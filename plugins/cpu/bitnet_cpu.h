@@ -51,7 +51,8 @@ typedef struct bitnet_cpu_layer {
 typedef struct bitnet_cpu_weights bitnet_cpu_weights;
 
 /* Repacks a layer into *weights, to be freed with bitnet_cpu_destroy. The environment variable
- * BITNET_CPU_PATH (portable, avx2, avxvnni, avx512vnni) forces an instruction path. */
+ * BITNET_CPU_PATH (portable, avx2, avxvnni, avx512vnni, neon) forces an instruction
+ * path. */
 BITNET_CPU_API bitnet_cpu_status bitnet_cpu_create(const bitnet_cpu_layer* layer,
                                                    bitnet_cpu_weights** weights);
 BITNET_CPU_API void bitnet_cpu_destroy(bitnet_cpu_weights* weights);

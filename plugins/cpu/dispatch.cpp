@@ -6,6 +6,8 @@
 
 #if defined(BITNET_CPU_X86) && !defined(BITNET_CPU_EMULATED)
 #include <cpuid.h>
+#elif defined(BITNET_CPU_ARM64)
+#include <sys/auxv.h>
 #endif
 
 namespace bitnet_cpu {
@@ -52,6 +54,12 @@ bool has_avx512vnni() {
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
   return (ebx & bit_AVX512F) && (ebx & bit_AVX512BW) && (ecx & bit_AVX512VNNI);
 }
+#elif defined(BITNET_CPU_ARM64)
+
+bool has_dot_product() {
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  return getauxval(AT_HWCAP) & kAsimdDp;
+}
 #endif
 
 // Best first.
@@ -60,6 +68,8 @@ constexpr Path kPaths[] = {
     {&kAvx512VnniKernels, has_avx512vnni},
     {&kAvxVnniKernels, has_avxvnni},
     {&kAvx2Kernels, has_avx2},
+#elif defined(BITNET_CPU_ARM64)
+    {&kNeonKernels, has_dot_product},
 #endif
     {&kPortableKernels, always},
 };

@@ -59,6 +59,8 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
+#elif defined(BITNET_CPU_ARM64)
+extern const Kernels kNeonKernels;
 #endif
 
 // The path to use: BITNET_CPU_PATH's, or the best this processor has.

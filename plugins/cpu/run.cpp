@@ -94,7 +94,7 @@ const char* bitnet_cpu_status_string(bitnet_cpu_status status) {
     case BITNET_CPU_OUT_OF_MEMORY: return "out of memory";
     case BITNET_CPU_UNKNOWN_PATH:
       return "BITNET_CPU_PATH names no instruction path of this build; unset it, or use "
-             "portable, avx2, avxvnni or avx512vnni";
+             "portable, avx2, avxvnni, avx512vnni or (64-bit ARM) neon";
     case BITNET_CPU_UNSUPPORTED_PATH:
       return "BITNET_CPU_PATH names an instruction path this processor cannot run; unset it";
   }

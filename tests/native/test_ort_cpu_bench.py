@@ -1,0 +1,35 @@
+"""The benchmark tool end to end on a tiny product: every contender runs, figures are written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bitnet_export.native import BUILD_DIR
+
+from .conftest import REPOSITORY, Unavailable
+from .test_ort_cpu import library
+
+__all__ = ["library"]
+
+
+def test_bench_cpu(library: Path, unavailable: Unavailable, tmp_path: Path) -> None:
+    if not (BUILD_DIR / "cpu" / "tests" / "cpu" / "cpu_limits").is_file():
+        unavailable("the native part cpu is not built: run make native")
+    command = [sys.executable, str(REPOSITORY / "tools" / "bench_cpu.py"), "--shapes", "128x48"]
+    command += ["--rows", "1", "3", "--rounds", "2", "--seconds", "0.0001"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "bench")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["limits"]["gmac_per_second"] > 0 or report["limits"]["path"] == "portable"
+    assert [cell["M"] for cell in report["cells"]] == [1, 3]
+    for cell in report["cells"]:
+        assert set(cell["samples"]) == {"ternary", "fp32", "nbits2", "int8"}
+        assert all(len(times) == 2 and min(times) > 0 for times in cell["samples"].values())
+    table = (tmp_path / "bench.md").read_text()
+    assert table == done.stdout.rstrip("\n") + "\n"
+    assert table.count("| 128, 48 |") == 2

@@ -173,6 +173,16 @@ def test_weights_are_rotated_past_the_cache():
     assert bench.traffic(library.Shape(1, 4096, 14336)) == pytest.approx(14336 * 1024, rel=0.01)
 
 
+def test_random_weights_are_legal_trits_and_differ_between_copies():
+    import torch
+
+    case = bench.random_case(torch, library.Shape(2, 128, 6), 3, device="cpu")
+    assert case["x"].shape == (2, 128)
+    trits = [packing.unpack(w.numpy(), 128) for w in case["w"]]  # refuses the illegal code 0
+    assert set(np.unique(trits)) == {-1, 0, 1}
+    assert (trits[0] != trits[1]).any()
+
+
 def test_outputs_are_compared_exactly_for_int8():
     import torch
 

@@ -61,16 +61,16 @@ def copy_bandwidth(torch: Any) -> float:
     return 2 * source.numel() / statistics.median(samples) / 1e3
 
 
-def random_case(torch: Any, shape: Shape, copies: int) -> dict[str, Any]:
+def random_case(torch: Any, shape: Shape, copies: int, device: str = "cuda") -> dict[str, Any]:
     """Device tensors for one shape. K must be a multiple of 64: no padding to fill in."""
     assert shape.k % 64 == 0, "benchmark shapes have no padding"
-    weight = torch.zeros(copies, shape.n, shape.k // 4, dtype=torch.uint8, device="cuda")
+    weight = torch.zeros(copies, shape.n, shape.k // 4, dtype=torch.uint8, device=device)
     for position in range(4):  # codes 1, 2, 3 in every field, as packing.py makes them
-        codes = torch.randint(1, 4, weight.shape, dtype=torch.uint8, device="cuda")
+        codes = torch.randint(1, 4, weight.shape, dtype=torch.uint8, device=device)
         weight |= codes << (2 * position)
-    x = torch.randn(shape.m, shape.k, device="cuda", dtype=torch.float16)
-    scale = torch.rand(shape.scale_count, device="cuda") * 0.1 + 0.01
-    y = torch.empty((shape.m, shape.n), device="cuda", dtype=torch.float16)
+    x = torch.randn(shape.m, shape.k, device=device, dtype=torch.float16)
+    scale = torch.rand(shape.scale_count, device=device) * 0.1 + 0.01
+    y = torch.empty((shape.m, shape.n), device=device, dtype=torch.float16)
     return {"x": x, "w": weight, "scale": scale, "y": y}
 
 

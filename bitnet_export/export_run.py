@@ -161,9 +161,7 @@ class ExportRun:
         with self.stage("ternarize", "ONNX"):
             model = passes.raise_opset(model, self.options.opset)
             onnx_io.write_model(model, self.out / manifest.BASELINE)
-            dense = passes.TernarizeDense(
-                self.config, keep_head=self.options.ternary.exclude is None
-            )
+            dense = passes.TernarizeDense(self.config)
             ternary, results = passes.run_passes(
                 model,
                 [

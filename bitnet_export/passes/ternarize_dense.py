@@ -25,9 +25,8 @@ class TernarizeDense(Pass):
     requires = "constants folded; canonical MatMuls"
     ensures = "every MatMul by a constant matrix is ternary, or listed with a reason"
 
-    def __init__(self, config: TernaryConfig, keep_head: bool = True) -> None:
+    def __init__(self, config: TernaryConfig) -> None:
         self.config = config
-        self.keep_head = keep_head and config.keep_head
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Ternarize with the configured quantizer."""
@@ -65,7 +64,7 @@ class TernarizeDense(Pass):
         reason = self.config.excluded_by(site.layer)
         if reason:
             return reason
-        if self.keep_head and len(widths) > 1 and n not in widths and site.is_last:
+        if self.config.keep_head and len(widths) > 1 and n not in widths and site.is_last:
             return "output head: no other layer reads an input of its width"
         if k < self.config.min_k:
             return f"K={k} is below min_k={self.config.min_k}"

@@ -57,6 +57,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     with stage("load", str(options.model)):
         loaded = load_model(options, progress)
         opt_sizes = shapes.opt_sizes(loaded, options)
+        if options.target in ("trt", "trt-rtx"):
+            shapes.check_profile(loaded, options, opt_sizes)
     if options.triton is not None:
         trt_triton.check_repository(options.triton, loaded.name, options.overwrite)
     missing: MissingRequirement | None = None

@@ -46,7 +46,7 @@ def opt_sizes(loaded: LoadedModel, options: ExportOptions) -> Sizes:
     axes = loaded.dynamic_axes
     sizes = axis_sizes(as_arrays(loaded.example_inputs), axes)
     sizes |= {a[0]: 1 for a in axes.values() if 0 in a}
-    return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shapes")
+    return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shape")
 
 
 def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:
@@ -57,13 +57,33 @@ def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:
     low, high = (
         parse_shapes(given, axes, option)
         for given, option in (
-            (options.min_shapes, "--min-shapes"),
-            (options.max_shapes, "--max-shapes"),
+            (options.min_shapes, "--min-shape"),
+            (options.max_shapes, "--max-shape"),
         )
     )
     opt = opt_sizes(loaded, options)
     high = dict(loaded.axis_limits) | high if high else high
     return derive_shapes(loaded.example_inputs, axes, low or None, opt, high or None)
+
+
+def check_profile(loaded: LoadedModel, options: ExportOptions, opt: Sizes) -> None:
+    """Raise UsageError for --min-shape, --opt-shape and --max-shape that make no profile."""
+    from bitnet_export.targets.trt_profile import make_profile
+
+    axes = loaded.dynamic_axes
+    inputs = {
+        name: {"shape": [axes.get(name, {}).get(i, size) for i, size in enumerate(value.shape)]}
+        for name, value in loaded.example_inputs.items()
+    }
+    asked = [
+        parse_shapes(given, axes, option)
+        for given, option in (
+            (options.min_shapes, "--min-shape"),
+            (options.opt_shapes, "--opt-shape"),
+            (options.max_shapes, "--max-shape"),
+        )
+    ]
+    make_profile(inputs, asked[0], opt, asked[2], loaded.axis_limits, asked[1])
 
 
 def parse_case_label(label: str, known: Sizes) -> Sizes:

@@ -201,6 +201,26 @@ def test_wrong_options_are_refused_before_any_work(changed, said):
     assert said in str(error.value)
 
 
+def test_a_wrong_profile_is_refused_before_any_work(tmp_path):
+    from bitnet_export.load import save
+
+    path = save(digits()[0], tmp_path / "digits.pt", *digits()[1:])
+    options = ExportOptions(
+        model=path,
+        target="trt-rtx",
+        output=tmp_path / "out",
+        min_shapes=("input:4x64",),
+        max_shapes=("input:2x64",),
+    )
+    stages = []
+    progress = Recorded()
+    progress.stage = lambda name, detail="": stages.append(name)
+    with pytest.raises(UsageError, match="axis batch: min 4, opt 2, max 2"):
+        run_export(options, progress)
+    assert stages == ["load"]
+    assert not (tmp_path / "out").exists()
+
+
 class TestRefusals:
     """What the real builder refuses becomes our error, and no process dies of it."""
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 CPU = "CPUExecutionProvider"
+# Fusions whose result is slower than what it replaces (ONNX Runtime 1.32, docs/decisions.md).
+SLOW_ON_CPU = ["SkipLayerNormFusion"]
 # Set to 0 to run TernaryMatMul through its function body even where the native library is there.
 NATIVE_VARIABLE = "BITNET_EXPORT_NATIVE"
 
@@ -136,7 +138,12 @@ def open_session(
     try:
         if native is not None:
             options.register_custom_ops_library(os.fspath(native))
-        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+        session = ort.InferenceSession(
+            os.fspath(path),
+            options,
+            providers=[provider],
+            disabled_optimizers=SLOW_ON_CPU if provider == CPU else None,
+        )
     except Exception as error:
         raise StageError(
             f"ONNX Runtime {ort.__version__} does not load the model: {first_line(error)}",

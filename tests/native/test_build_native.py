@@ -19,7 +19,8 @@ TOOLS = REPOSITORY / "tools"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The tool as a module, building into a folder of the test's own."""
     monkeypatch.syspath_prepend(str(TOOLS))
     spec = importlib.util.spec_from_file_location("build_native", TOOLS / "build_native.py")
     assert spec
@@ -27,6 +28,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "build_native", module)  # dataclasses look it up
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "BUILD_DIR", tmp_path / "build")
     return module
 
 

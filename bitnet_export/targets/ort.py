@@ -2,7 +2,7 @@
 
 Two kernels: MatMulNBits with 2-bit weights, which reads the fewest bytes and wins where a
 run sees a few rows (decoding), and int8 products, which win from a few rows on and are exact.
-Measured on AVX2 and AVX512-VNNI machines; docs/decisions.md has the figures.
+The threshold was measured on AVX2 only; docs/decisions.md has the figures.
 """
 
 from __future__ import annotations

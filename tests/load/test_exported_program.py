@@ -63,7 +63,8 @@ def test_same_outputs_and_layers(case, exported):
         in_order = flat(loaded.module(*inputs.values()))
     assert len(expected) == len(by_name) == len(in_order) > 0
     for a, b, c in zip(expected, by_name, in_order, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        # The module may add in another order than the program's decomposed operators.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(b, c, rtol=0, atol=0)
     assert sum(isinstance(m, nn.Linear) for m in loaded.module.modules()) == linears
     assert loaded.dynamic_axes == axes

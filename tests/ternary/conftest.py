@@ -5,9 +5,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed():
+def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)

@@ -171,6 +171,12 @@ def loop_problems(kernel: Kernel) -> list[str]:
     found = [] if count(kernel.loop, wanted) else [f"has no {wanted}"]
     if kernel.name.startswith("Gemv") and not count(kernel.loop, "LDG.E.NA.128"):
         found.append("reads weights by no 16-byte load")
+    # Weights in fp16, sums in fp32: decoding must not fall back onto the pipe that multiplies.
+    if product.get(kernel.name.split("Kernel")[0]) == "FFMA":
+        if not count(kernel.loop, "HFMA2"):
+            found.append("decodes no weights to fp16")
+        if count(kernel.loop, "FADD"):
+            found.append("has FADD")
     # Only group scales turn integers into floats inside the loop.
     if kernel.name.startswith("GemvDp4a") and kernel.name.endswith(",0>"):
         found += [f"has {junk}" for junk in ("I2F", "PRMT", "LDL") if count(kernel.loop, junk)]

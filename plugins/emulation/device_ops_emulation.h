@@ -92,6 +92,9 @@ inline uint32_t HalfFma2(uint32_t v, float factor, float addend) {
   return low | high << 16;
 }
 
+inline float LowHalf(uint32_t pair) { return HalfOf(pair, 0); }
+inline float HighHalf(uint32_t pair) { return HalfOf(pair, 1); }
+
 template <class Params>
 Status LaunchKernel(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared_bytes, Stream,
                     const Params& params) {

@@ -105,10 +105,14 @@ __device__ __forceinline__ int32_t SumInt8(const uint4& v) {
   return Dp4a(0x01010101u, v.w, sum);
 }
 
-// trit * 4^i of code i (0..7) of the low half of word: the code read as an integer above 2^23.
-__device__ __forceinline__ float ScaledTrit(uint32_t word, int i) {
-  const float offset = 8388608.0f + 2.0f * (1 << (2 * i));
-  return __uint_as_float(MaskOr(word, 3u << (2 * i), 0x4b000000u)) - offset;
+// The trits k and 8 + k (k < 8) of a word of 16 codes, as two halves. One mask finds both codes,
+// which become the low mantissa bits of 1024: code * 4^i above it. One multiply-add of halves
+// takes both down to code - 2; every step is exact.
+__device__ __forceinline__ uint32_t TritPair(uint32_t word, int k) {
+  const int i = k % 4;
+  const float quarter = 1.0f / (1 << (2 * i));  // 4^-i
+  const uint32_t codes = MaskOr(word >> (k / 4 * 8), 0x00030003u << (2 * i), 0x64006400u);
+  return HalfFma2(codes, quarter, -(1024.0f * quarter + 2.0f));
 }
 
 }  // namespace bitnet

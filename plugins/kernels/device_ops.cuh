@@ -77,6 +77,14 @@ __device__ __forceinline__ uint32_t HalfFma2(uint32_t v, float factor, float add
   return *reinterpret_cast<const uint32_t*>(&r);
 }
 
+// The halves of a pair as fp32: exact.
+__device__ __forceinline__ float LowHalf(uint32_t pair) {
+  return __low2float(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ __forceinline__ float HighHalf(uint32_t pair) {
+  return __high2float(*reinterpret_cast<const __half2*>(&pair));
+}
+
 // Reports this launch's own error, not one left behind by the application.
 template <class Params>
 Status LaunchKernel(void (*kernel)(Params), dim3 grid, dim3 block, size_t shared_bytes,

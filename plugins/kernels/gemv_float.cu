@@ -1,11 +1,10 @@
 // y = x . w^T for up to eight rows of x in floating point (activation_bits 0): the decoding
 // kernel of models that cannot take int8 activations.
 //
-// A code at bits 2i of a word, placed in the mantissa of 2^23, reads as 2^23 + code * 4^i: one
-// logic instruction. Subtracting 2^23 + 2 * 4^i leaves exactly trit * 4^i, and the activations
-// lie in shared memory already divided by 4^i, so two instructions decode a weight and a third
-// multiplies it. Products are exact, sums fp32. Weights stay fp32, not fp16, because fp32
-// activations would otherwise lose range; they never leave registers.
+// Weights are decoded to fp16, two with one logic instruction and one multiply-add (TritPair), and
+// widened to fp32 by one instruction each on the fp16 pipe, which nothing else here needs: the
+// fp32 pipe is left to the products. Those are exact, for a trit is -1, 0 or 1; sums are fp32.
+// Activations stay fp32 in shared memory, in the order in which trits leave a word.
 #include "gemv.cuh"
 
 namespace bitnet {
@@ -24,7 +23,8 @@ size_t SharedBytes(const Params& p) {
          (size_t{1} << kBlockRowsLog2<kRows>) * kCols * sizeof(float);
 }
 
-// Sixteen activations from row[begin], each divided by 4^(its place in the half word).
+// The slice's activations, sixteen at a time: vector q of the sixteen holds {2q, 8 + 2q, 2q + 1,
+// 9 + 2q}, two pairs of TritPair.
 template <class T, int kCols>
 __device__ __forceinline__ void FillSlice(const Params& p, float4* planes, int slice_begin) {
   const T* x = static_cast<const T*>(p.x);
@@ -37,11 +37,9 @@ __device__ __forceinline__ void FillSlice(const Params& p, float4* planes, int s
       Load16(x + static_cast<int64_t>(column) * p.k, kChunk * slice_begin + kGroup16 * g, p.k,
              p.aligned_x, v);
 #pragma unroll
-    for (int j = 0; j < 16; ++j) v[j] *= 1.0f / (1 << (2 * (j % 8)));
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      planes[PlaneIndex<kCols, kParts>(g / 4, g % 4 * 4 + j, column)] =
-          make_float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]);
+    for (int q = 0; q < 4; ++q)
+      planes[PlaneIndex<kCols, kParts>(g / 4, g % 4 * 4 + q, column)] =
+          make_float4(v[2 * q], v[8 + 2 * q], v[2 * q + 1], v[9 + 2 * q]);
   }
 }
 
@@ -56,8 +54,11 @@ __device__ __forceinline__ void AccumulateWord(const float4* chunk_x, int w,
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        trits[r][j] = ScaledTrit(Component(weights[r], w) >> (quad / 2 * 16), quad % 2 * 4 + j);
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t pair = TritPair(Component(weights[r], w), 2 * quad + j);
+        trits[r][2 * j] = LowHalf(pair);
+        trits[r][2 * j + 1] = HighHalf(pair);
+      }
     }
 #pragma unroll
     for (int c = 0; c < kCols; ++c) {

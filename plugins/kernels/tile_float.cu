@@ -2,8 +2,8 @@
 // in fp16 on cards without real tensor cores.
 //
 // A thread owns 4 outputs times 4 rows of x (2 where there are at most 16). Activations lie
-// transposed in shared memory, one vector for the thread's rows at each k, divided by 4^(k mod 8)
-// so that a weight takes one logic instruction and one subtraction to decode (see ScaledTrit).
+// transposed in shared memory, one vector for the thread's rows at each k. Weights are decoded to
+// fp16 in pairs (TritPair) and widened to fp32 off the pipe that multiplies (see gemv_float.cu).
 #include "tile.cuh"
 
 namespace bitnet {
@@ -35,13 +35,18 @@ __device__ __forceinline__ void MultiplyWord(const Rows<kThreadM>* x,
                                              const uint4 (&weights)[kThreadN], int w,
                                              float (&sums)[kThreadN][kThreadM]) {
 #pragma unroll
-  for (int k = 0; k < 16; ++k) {
-    const Rows<kThreadM> v = x[k * (kThreads / kColumnsN)];
+  for (int k = 0; k < 8; ++k) {
+    const Rows<kThreadM> low = x[k * (kThreads / kColumnsN)];
+    const Rows<kThreadM> high = x[(8 + k) * (kThreads / kColumnsN)];
 #pragma unroll
     for (int n = 0; n < kThreadN; ++n) {
-      const float trit = ScaledTrit(Component(weights[n], w) >> (k / 8 * 16), k % 8);
+      const uint32_t pair = TritPair(Component(weights[n], w), k);
+      const float low_trit = LowHalf(pair), high_trit = HighHalf(pair);
 #pragma unroll
-      for (int m = 0; m < kThreadM; ++m) sums[n][m] += v.row[m] * trit;
+      for (int m = 0; m < kThreadM; ++m) {
+        sums[n][m] += low.row[m] * low_trit;
+        sums[n][m] += high.row[m] * high_trit;
+      }
     }
   }
 }
@@ -70,8 +75,7 @@ __global__ void __launch_bounds__(kThreads) TileFloatKernel(Params p) {
     if (load_group < 4) {
 #pragma unroll
       for (int k = 0; k < 16; ++k)
-        x[(kGroup16 * load_group + k) * C::kTileM + load_m] =
-            next_x[k] * (1.0f / (1 << (2 * (k % 8))));
+        x[(kGroup16 * load_group + k) * C::kTileM + load_m] = next_x[k];
     }
     if (threadIdx.x < kTileN) shared_w[buffer * C::kBufferW + threadIdx.x] = next_w;
   };

@@ -87,14 +87,6 @@ struct PairStage {
   }
 };
 
-// The trits k and 8 + k of a word as two halves.
-__device__ __forceinline__ uint32_t TritPair(uint32_t word, int k) {
-  const int i = k % 4;
-  const float quarter = 1.0f / (1 << (2 * i));  // 4^-i
-  const uint32_t codes = MaskOr(word >> (k / 4 * 8), 0x00030003u << (2 * i), 0x64006400u);
-  return HalfFma2(codes, quarter, -(1024.0f * quarter + 2.0f));  // 1024 + code 4^i -> code - 2
-}
-
 template <class C>
 using Sums = float[C::kFragmentsM][C::kFragmentsN][4];
 

@@ -79,6 +79,19 @@ def test_check_names_each_problem():
     ]
 
 
+def test_float_kernels_decode_to_fp16_beside_the_multiplying_pipe():
+    name = "GemvFloatKernel<fp16,1,0>"
+    good = Counter({"FFMA": 128, "HFMA2": 64, "HADD2.F32": 128, "LDG.E.NA.128.CONSTANT.SYS": 2})
+    assert kernel_report.problems([kernel_report.Kernel(name, "gemv_float.cu", 64, 0, good)]) == []
+    to_fp32 = Counter({"FFMA": 128, "FADD": 128, "LDG.E.NA.128.CONSTANT.SYS": 2})
+    assert kernel_report.problems(
+        [kernel_report.Kernel(name, "gemv_float.cu", 64, 0, to_fp32)]
+    ) == [
+        f"{name}: main loop decodes no weights to fp16",
+        f"{name}: main loop has FADD",
+    ]
+
+
 def test_memory_bound_matches_the_arithmetic():
     """facts: at 2 bits a 2560 x 6912 layer takes 23.1 us on a GTX 1660, weights alone."""
     light = Counter({"IDP.4A.U8.S8": 32, "LOP3.LUT": 34})

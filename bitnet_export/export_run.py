@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import onnx
 
     from bitnet_export.load import LoadedModel
-    from bitnet_export.report.schema import FinetuneBlock, LayerRow, Report, StageRow
+    from bitnet_export.report.schema import Decision, FinetuneBlock, LayerRow, Report, StageRow
     from bitnet_export.targets import BuildJob, Lowered
-    from bitnet_export.ternary import LayerStatus, TernaryConfig
+    from bitnet_export.ternary import LayerStatus
+    from bitnet_export.ternary.recipes import Recipe, Traits
 
 
 class Stages:
@@ -61,21 +62,49 @@ def load_model(options: ExportOptions | FinetuneOptions, progress: Progress) -> 
     return loaded
 
 
-def ternary_config(options: ExportOptions | FinetuneOptions) -> TernaryConfig:
-    """The options' ternary fields as a TernaryConfig, which checks them."""
-    from bitnet_export.ternary import TernaryConfig
+def pick_recipe(
+    options: ExportOptions | FinetuneOptions, loaded: LoadedModel, progress: Progress
+) -> tuple[Recipe, str]:
+    """The recipe asked for, else that the file was fine-tuned with, else what suits the model;
+    and why. Said as a note."""
+    from bitnet_export.ternary import recipes
 
-    return TernaryConfig(**options.ternary.as_kwargs())
+    trained = history.trained_recipe(options.model)
+    if options.ternary.recipe is not None:
+        recipe, reason = recipes.find(options.ternary.recipe), "asked for"
+    elif trained in recipes.RECIPES:
+        recipe, reason = recipes.RECIPES[trained], "the model was fine-tuned with it"
+    else:
+        recipe, reason = recipes.choose(_traits(loaded))
+    progress.note(f"recipe: {recipe.name} ({reason}); --recipe NAME chooses another")
+    return recipe, reason
+
+
+def _traits(loaded: LoadedModel) -> Traits:
+    from bitnet_export.ternary import recipes
+
+    if loaded.module is None:
+        assert loaded.onnx_path is not None
+        return recipes.traits_of_onnx(onnx_io.read_model(loaded.onnx_path))
+    return recipes.traits_of(
+        loaded.module, loaded.example_inputs, loaded.hf_config, loaded.output_names
+    )
 
 
 class ExportRun:
     """One export under way: the directory being filled and what has been found out so far."""
 
     def __init__(
-        self, out: Path, options: ExportOptions, loaded: LoadedModel, stage: Stages
+        self,
+        out: Path,
+        options: ExportOptions,
+        loaded: LoadedModel,
+        stage: Stages,
+        recipe: tuple[Recipe, str],
     ) -> None:
         self.out, self.options, self.loaded, self.stage = out, options, loaded, stage
-        self.config = ternary_config(options)
+        self.recipe, self.recipe_reason = recipe
+        self.config = self.recipe.config(**options.ternary.as_kwargs())
         self.layers: list[LayerRow] = []
         self.pass_results: list[Any] = []
         self.warnings: list[str] = []
@@ -113,7 +142,9 @@ class ExportRun:
             statuses = prepare(loaded.module, self.config)
         if teacher is not None:
             with self.stage("fine-tune", f"{options.finetune_steps} steps"):
-                self.finetuned = _finetune_for_export(loaded, teacher, options, self.stage.progress)
+                self.finetuned = _finetune_for_export(
+                    loaded, teacher, self.recipe, options, self.stage.progress
+                )
         convert(loaded.module)
         self.layers = [_layer_row(s) for s in statuses]
         with self.stage("export ternary"):
@@ -248,6 +279,7 @@ class ExportRun:
         )
         report = assess.new_report(subject, self.config, list(self.layers))
         report.finetune = self.finetuned
+        report.decisions.append(self._recipe_row())
         assess.add_passes(report, [*self.pass_results, *lowered.passes], lowered.decisions)
         if options.verify:
             with self.stage("verify"):
@@ -268,6 +300,11 @@ class ExportRun:
         report = assess.judge(report, options.gates, parity=options.verify)
         assess.write(report, self.out)
         return report
+
+    def _recipe_row(self) -> Decision:
+        from bitnet_export.report.schema import Decision
+
+        return Decision(name="recipe", choice=self.recipe.name, reason=self.recipe_reason)
 
     def _warnings(self, report: Report) -> list[str]:
         found = [*self.warnings, *(w for result in self.pass_results for w in result.warnings)]
@@ -294,10 +331,14 @@ def drop_intermediate(out: Path) -> None:
 
 
 def _finetune_for_export(
-    loaded: LoadedModel, teacher: Any, options: ExportOptions, progress: Progress
+    loaded: LoadedModel,
+    teacher: Any,
+    recipe: Recipe,
+    options: ExportOptions,
+    progress: Progress,
 ) -> FinetuneBlock:
     """--finetune-steps: train the prepared module in place, on --data."""
-    from bitnet_export.ternary.distill import FinetuneConfig, finetune
+    from bitnet_export.ternary.distill import finetune
 
     if options.data is None:
         raise UsageError(
@@ -306,7 +347,7 @@ def _finetune_for_export(
             fix="pass --data FILE.npz with arrays named like the model's inputs",
         )
     assert loaded.module is not None
-    config = FinetuneConfig(steps=options.finetune_steps, seed=options.seed)
+    config = recipe.finetune_config(steps=options.finetune_steps, seed=options.seed)
     result = finetune(loaded.module, teacher, options.data, config, progress=on_step(progress))
     return history.finetune_block(result, config)
 

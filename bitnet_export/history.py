@@ -43,17 +43,29 @@ def history_path(model: Path) -> Path:
     return model.with_name(f"{model.name}.finetune.json")
 
 
-def write_history(model: Path, source: Path, activation_bits: int, block: FinetuneBlock) -> Path:
+def write_history(
+    model: Path, source: Path, activation_bits: int, block: FinetuneBlock, recipe: str = ""
+) -> Path:
     """Record how ``model`` was trained and from what, for the report of its export."""
     path = history_path(model)
     record = {
         "model_sha256": manifest.sha256_of(model),
         "source": str(source.resolve()),
         "activation_bits": activation_bits,
+        "recipe": recipe,
         "finetune": asdict(block),
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def trained_recipe(model: Path) -> str:
+    """The recipe that a file was fine-tuned with; "" where none is recorded."""
+    path = history_path(model)
+    try:
+        return str(json.loads(path.read_text()).get("recipe", "")) if path.is_file() else ""
+    except (ValueError, AttributeError):
+        return ""
 
 
 def read_history(model: Path) -> tuple[Path, FinetuneBlock, int] | None:

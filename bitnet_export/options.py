@@ -64,28 +64,26 @@ class SilentProgress:
 
 @dataclass(frozen=True)
 class TernaryOptions:
-    """How weights become ternary; the fields of ternary.TernaryConfig by the same names.
+    """How weights become ternary: a recipe, and over it fields of ternary.TernaryConfig.
 
-    threshold is used by the quantizer "threshold" only. exclude and include are fnmatch patterns
-    on module paths; exclude None means the default set (head, embeddings, ...). keep_head leaves
-    a last layer in floating point whatever its name.
+    recipe: a name of ternary.recipes.RECIPES, None: the loaded model picks one. The others have
+    the names of TernaryConfig's fields; None leaves them to the recipe. exclude and include are
+    fnmatch patterns on module paths; exclude None means the default set (head, embeddings, ...).
     """
 
-    quantizer: str = "twn"
-    threshold: float = 0.1
-    granularity: str = "channel"
-    group_size: int = 0
-    activation_bits: int = 8
+    recipe: str | None = None
+    quantizer: str | None = None
+    threshold: float | None = None
+    granularity: str | None = None
+    group_size: int | None = None
+    activation_bits: int | None = None
     exclude: tuple[str, ...] | None = None
-    include: tuple[str, ...] = ("*",)
-    keep_head: bool = True
+    include: tuple[str, ...] | None = None
+    keep_head: bool | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for TernaryConfig, the default exclude left out."""
-        kwargs = dict(vars(self))
-        if self.exclude is None:
-            del kwargs["exclude"]
-        return kwargs
+        """Keyword arguments for TernaryConfig: what was set, the recipe left out."""
+        return {k: v for k, v in vars(self).items() if v is not None and k != "recipe"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class ExportOptions(ModelOptions):
     opt, for the choice of the ONNX Runtime kernel and the shapes that are measured.
     metric: "package.module:function"; metric_data: the file it reads, default data.
     threads: ONNX Runtime threads for verify and bench, None for its own default.
-    finetune_steps: 0 leaves fine-tuning out.
+    finetune_steps: 0 leaves fine-tuning out. embeddings: None leaves them to the recipe.
     compute_capabilities: "7.5", of the cards trt-rtx builds for, one engine each, or with
     portable_engine one for all. embed_plugin: trt engines carry the plugin library. triton: a
     directory that gets a Triton Inference Server model repository.
@@ -141,7 +139,7 @@ class ExportOptions(ModelOptions):
     opset: int | None = None
     ort_kernel: str = "auto"
     activation_scale: str = "row"
-    embeddings: str = "int8"
+    embeddings: str | None = None
     skip_passes: tuple[str, ...] = ()
     min_shapes: tuple[str, ...] = ()
     opt_shapes: tuple[str, ...] = ()
@@ -177,7 +175,8 @@ class FinetuneOptions(ModelOptions):
     """One label-free fine-tuning run; data is required: npz, safetensors or a directory of text.
 
     output: the ternary model file to write (a torch.export program), None: <model name>-ternary.pt.
-    lr None: chosen by the number of parameters. labels: the name of the array in data that holds
+    steps, batch_size, temperature: None leaves them to the recipe. lr None: the recipe's, or chosen
+    by the number of parameters. labels: the name of the array in data that holds
     labels, None for pure distillation. eval_data: held-out data, None: the last tenth of data.
     checkpoint_dir: where to keep checkpoints, None: none kept. resume: go on from the newest one
     there. tokenizer: directory of a Hugging Face tokenizer, for data that is text.
@@ -185,10 +184,10 @@ class FinetuneOptions(ModelOptions):
 
     output: Path | None = None
     ternary: TernaryOptions = field(default_factory=TernaryOptions)
-    steps: int = 300
-    batch_size: int = 32
+    steps: int | None = None
+    batch_size: int | None = None
     lr: float | None = None
-    temperature: float = 2.0
+    temperature: float | None = None
     labels: str | None = None
     eval_data: Path | None = None
     eval_every: int = 50

@@ -8,6 +8,7 @@ checked and measured is in assess.py.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from bitnet_export.export_run import (
     load_model,
     on_step,
     own_tokenizer,
-    ternary_config,
+    pick_recipe,
 )
 from bitnet_export.options import (
     BenchOptions,
@@ -56,6 +57,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     target.check_options(options)
     with stage("load", str(options.model)):
         loaded = load_model(options, progress)
+        recipe = pick_recipe(options, loaded, progress)
+        options = replace(options, embeddings=options.embeddings or recipe[0].embeddings)
         opt_sizes = shapes.opt_sizes(loaded, options)
         if options.target in ("trt", "trt-rtx"):
             shapes.check_profile(loaded, options, opt_sizes)
@@ -63,7 +66,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
         trt_triton.check_repository(options.triton, loaded.name, options.overwrite)
     missing: MissingRequirement | None = None
     with staged(directory, options.overwrite) as out:
-        work = ExportRun(out, options, loaded, stage)
+        work = ExportRun(out, options, loaded, stage, recipe)
         ternary_model = work.make_ternary()
         with stage("lower", options.target):
             lowered = target.lower(
@@ -99,7 +102,7 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
 
     from bitnet_export.load import save
     from bitnet_export.ternary import convert, prepare, to_linear
-    from bitnet_export.ternary.distill import FinetuneConfig, finetune
+    from bitnet_export.ternary.distill import finetune
 
     progress = progress or SilentProgress()
     stage = Stages(progress)
@@ -120,10 +123,12 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
             where=str(options.model),
             fix="fine-tune the PyTorch model it came from (bitnet_export.save writes it)",
         )
-    with stage("ternarize", options.ternary.quantizer):
+    recipe, _ = pick_recipe(options, loaded, progress)
+    ternary = recipe.config(**options.ternary.as_kwargs())
+    with stage("ternarize", ternary.quantizer):
         teacher = copy.deepcopy(loaded.module)
-        prepare(loaded.module, ternary_config(options))
-    config = FinetuneConfig(
+        prepare(loaded.module, ternary)
+    config = recipe.finetune_config(
         steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -136,7 +141,7 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
         max_length=options.max_length,
         seed=options.seed,
     )
-    with stage("fine-tune", f"{options.steps} steps"):
+    with stage("fine-tune", f"{config.steps} steps"):
         result = finetune(
             loaded.module,
             teacher,
@@ -152,8 +157,8 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
         save(loaded.module, output, loaded.example_inputs, assess.named_axes(loaded))
     best = result.best
     progress.note(f"held-out loss {best['loss']:.4g} at step {int(best['step'])}")
-    bits = options.ternary.activation_bits
-    history.write_history(output, options.model, bits, history.finetune_block(result, config))
+    block = history.finetune_block(result, config)
+    history.write_history(output, options.model, ternary.activation_bits, block, recipe.name)
     return output
 
 

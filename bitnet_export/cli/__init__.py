@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Measure an exported directory against full precision.",
     "inspect": "Show what is in an ONNX file or an exported directory.",
     "report": "Show a report, or compare it with an older one.",
+    "recipes": "List the recipes: what each makes ternary, and how.",
     "doctor": "Show what this machine can do and what to install.",
 }
 DEFAULT = "export"

@@ -109,8 +109,8 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     "--embeddings",
     group=GRAPH,
     type=click.Choice(options.EMBEDDINGS),
-    default="int8",
-    help="How embedding tables are stored.",
+    default=None,
+    help="How embedding tables are stored. [default: by the recipe]",
 )
 @option("--opset", group=GRAPH, type=click.IntRange(min=18), help="ONNX opset. [default: 20]")
 @option(

@@ -31,22 +31,29 @@ TRAINING, DATA = "Training", "Data"
 @option("--force", "overwrite", group=shared.RUN, is_flag=True, help="Replace an existing file.")
 @shared.model_options("npz, safetensors or a directory of .txt files to train on.")
 @shared.ternary_options()
-@option("--steps", group=TRAINING, type=click.IntRange(min=1), default=300, help="Optimizer steps.")
 @option(
-    "--batch-size", group=TRAINING, type=click.IntRange(min=1), default=32, help="Samples a step."
+    "--steps",
+    group=TRAINING,
+    type=click.IntRange(min=1),
+    help="Optimizer steps. [default: by the recipe]",
+)
+@option(
+    "--batch-size",
+    group=TRAINING,
+    type=click.IntRange(min=1),
+    help="Samples a step. [default: by the recipe]",
 )
 @option(
     "--lr",
     group=TRAINING,
     type=click.FloatRange(min=0, min_open=True),
-    help="Learning rate. [default: by the number of parameters]",
+    help="Learning rate. [default: by the recipe, or the number of parameters]",
 )
 @option(
     "--temperature",
     group=TRAINING,
     type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    help="Softens the logits that are distilled.",
+    help="Softens the logits that are distilled. [default: by the recipe]",
 )
 @option(
     "--bf16",

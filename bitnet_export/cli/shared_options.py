@@ -11,6 +11,7 @@ import click
 
 from bitnet_export import options
 from bitnet_export.cli.values import FRACTION, RATIO, option
+from bitnet_export.ternary.recipes import RECIPES
 
 FILE = click.Path(path_type=Path)
 MODEL, TERNARY, GATES, RUN = "Model", "Ternary weights", "Gates", "Run"
@@ -55,25 +56,33 @@ def model_options(data_help: str) -> Callable[[F], F]:
 def ternary_options() -> Callable[[F], F]:
     return _stack(
         option(
+            "--recipe",
+            group=TERNARY,
+            type=click.Choice(list(RECIPES)),
+            default=None,
+            help="A documented configuration; `bitnet-export recipes` lists them. Options given "
+            "beside it win. [default: chosen by the model]",
+        ),
+        option(
             "--quantizer",
             group=TERNARY,
             type=click.Choice(options.QUANTIZERS),
-            default="twn",
-            help="How weights become -1, 0, +1.",
+            default=None,
+            help="How weights become -1, 0, +1. [default: by the recipe]",
         ),
         option(
             "--threshold",
             group=TERNARY,
             type=float,
-            default=0.1,
-            help="|w| above it is kept, with --quantizer threshold.",
+            default=None,
+            help="|w| above it is kept, with --quantizer threshold. [default: 0.1]",
         ),
         option(
             "--granularity",
             group=TERNARY,
             type=click.Choice(options.GRANULARITIES),
             default=None,
-            help="What shares a scale. [default: channel; group with --group-size]",
+            help="What shares a scale. [default: by the recipe; group with --group-size]",
         ),
         option(
             "--group-size",
@@ -86,8 +95,8 @@ def ternary_options() -> Callable[[F], F]:
             "--activation-bits",
             group=TERNARY,
             type=click.Choice(["8", "0"]),
-            default="8",
-            help="8: int8 activations, absmax per row. 0: floating point.",
+            default=None,
+            help="8: int8 activations, absmax per row. 0: floating point. [default: by the recipe]",
         ),
         option(
             "--exclude",
@@ -182,21 +191,23 @@ def run_options(*, threads: bool = True) -> Callable[[F], F]:
 def take_ternary(values: dict[str, Any]) -> options.TernaryOptions:
     """Remove the ternary options from parsed values and build their dataclass."""
     group_size = int(values.pop("group_size") or 0)
-    granularity = values.pop("granularity") or ("group" if group_size else "channel")
+    granularity = values.pop("granularity") or ("group" if group_size else None)
     if granularity == "group" and not group_size:
         group_size = options.GROUP_SIZES[-1]
     elif granularity != "group" and group_size:
         raise click.UsageError(f"--group-size needs --granularity group, not {granularity}")
     exclude = tuple(values.pop("exclude"))
+    activation_bits = values.pop("activation_bits")
     return options.TernaryOptions(
+        recipe=values.pop("recipe"),
         quantizer=values.pop("quantizer"),
         threshold=values.pop("threshold"),
         granularity=granularity,
-        group_size=group_size,
-        activation_bits=int(values.pop("activation_bits")),
+        group_size=group_size if granularity else None,
+        activation_bits=int(activation_bits) if activation_bits else None,
         exclude=_with_default_excludes(exclude) if exclude else None,
-        include=tuple(values.pop("include")) or ("*",),
-        keep_head=not values.pop("ternary_head"),
+        include=tuple(values.pop("include")) or None,
+        keep_head=False if values.pop("ternary_head") else None,
     )
 
 

@@ -152,5 +152,5 @@ def embedding_passes(options: ExportOptions, *, contrib: bool) -> list[Pass]:
     """The embedding pass the options ask for."""
     from bitnet_export.passes import QuantizeEmbeddings
 
-    bits = {"int8": 8, "int4": 4}.get(options.embeddings)
+    bits = {"int8": 8, "int4": 4}.get(options.embeddings or "keep")
     return [QuantizeEmbeddings(bits, contrib=contrib)] if bits else []

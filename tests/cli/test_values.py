@@ -32,11 +32,12 @@ def test_not_a_ratio(text):
 
 def ternary(**changes):
     values = dict(
-        quantizer="twn",
-        threshold=0.1,
+        recipe=None,
+        quantizer=None,
+        threshold=None,
         granularity=None,
         group_size=None,
-        activation_bits="8",
+        activation_bits=None,
         exclude=(),
         include=(),
         ternary_head=False,

@@ -13,6 +13,7 @@ from bitnet_export.errors import UsageError
 QUANTIZERS = ("twn", "absmean", "threshold", "lsq")
 GRANULARITIES = ("tensor", "channel", "group")
 GROUP_SIZES = (32, 64, 128)
+CONVOLUTIONS = ("all", "matmul", "none")
 
 # Output heads, embeddings and expert routers: few weights or few uses, and the layers whose
 # rounding shows most in the output. Patterns match the whole module path, any depth.
@@ -51,7 +52,10 @@ class TernaryConfig:
     exclude, include: fnmatch patterns on module paths; exclude wins.
     keep_head: also keep the last linear layer if no other layer is as wide on its input side: an
         output head whatever it is called.
-    min_k: layers with fewer inputs stay float: nothing to save, much to lose.
+    min_k: layers with fewer inputs, and convolutions that read fewer channels, stay float: nothing
+        to save, much to lose.
+    convolutions: "all" without groups, "matmul" only those that run as TernaryMatMul (kernel 1, or
+        kernel equal to stride, unpadded), or "none".
     """
 
     quantizer: str = "twn"
@@ -63,11 +67,13 @@ class TernaryConfig:
     include: tuple[str, ...] = ("*",)
     keep_head: bool = True
     min_k: int = 16
+    convolutions: str = "all"
 
     def __post_init__(self) -> None:
         _check_choice("quantizer", self.quantizer, QUANTIZERS)
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("activation_bits", self.activation_bits, (8, 0))
+        _check_choice("convolutions", self.convolutions, CONVOLUTIONS)
         if self.granularity == "group":
             _check_choice("group_size", self.group_size, GROUP_SIZES)
             if self.quantizer == "threshold":

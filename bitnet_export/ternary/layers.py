@@ -1,6 +1,7 @@
 """BitLinear, the layer that is trained, and TernaryLinear, the frozen packed one.
 
-Both compute y through torch_op.ternary_linear, so converting changes no bit of the output. How
+Both compute y through torch_op.ternary_linear, so converting changes no bit of the output. What
+convolutions share with them is in BitLayer and TernaryLayer; the convolutions are in conv.py. How
 weights become trits is in quantizers.py; which layers are replaced is decided in sites.py.
 """
 
@@ -19,72 +20,66 @@ from bitnet_export.ternary.quantizers import (
     dequantize,
     initial_alpha,
     spec_for,
-    straight_through,
     ternarize,
 )
+from bitnet_export.ternary.straight_through import ternary_linear_ste
 
 
-class _TernaryLinearSTE(torch.autograd.Function):
-    """y = ternary_linear(x, Q(weight)), with straight-through gradients.
+class BitLayer(nn.Module):
+    """A trainable layer whose forward uses the ternary form of its float weight.
 
-    The rounding of activations and weights is treated as the identity: dL/dx uses the ternary
-    weights, dL/dweight the int8 activations, then quantizers.straight_through. Under autocast the
-    three matmuls run in its dtype; the int8 values and the trits are exact in bfloat16.
+    Mixed into the torch layer it stands for. State dict keys stay ``weight`` and ``bias``; the
+    learned-scale quantizers add ``alpha``, which is computed when a plain layer's state dict is
+    loaded.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        alpha: Tensor | None,
-        bias: Tensor | None,
-        spec: QuantizerSpec,
-    ) -> Tensor:
-        dtype = _compute_dtype(x)
-        trits, scale = ternarize(weight, spec, alpha)
-        with torch.autocast(x.device.type, enabled=False):
-            left, a = torch_op.quantize_input(x, spec.activation_bits)
-            low, row_scale, group_size = trits, scale, spec.group_size
-            if group_size and dtype != torch.float32:
-                # One matmul in place of one per group; exactness is lost to dtype anyway.
-                low, row_scale, group_size = dequantize(trits, scale), scale.new_ones(1), 0
-            left, low = left.to(dtype), low.to(dtype)
-            y = torch_op.project(left, a, low, row_scale, bias, group_size)
-        if any(ctx.needs_input_grad):
-            ctx.spec, ctx.x_shape, ctx.x_dtype = spec, x.shape, x.dtype
-            ctx.save_for_backward(left, a, weight, alpha, trits, scale)
-        out_dtype = x.dtype if dtype == torch.float32 else dtype
-        return y.reshape(*x.shape[:-1], trits.shape[0]).to(out_dtype)
+    weight: Tensor
+    alpha: nn.Parameter | None
+    spec: QuantizerSpec
+
+    def _adopt(self, spec: QuantizerSpec) -> None:
+        self.spec = spec
+        alpha = initial_alpha(self.matrix, spec)
+        self.register_parameter("alpha", None if alpha is None else nn.Parameter(alpha))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        left, a, weight, alpha, trits, scale = ctx.saved_tensors
-        needs_x, needs_weight, needs_alpha, needs_bias, _ = ctx.needs_input_grad
-        dtype, spec = left.dtype, ctx.spec
-        grad_x = grad_weight = grad_alpha = grad_bias = None
-        with torch.autocast(left.device.type, enabled=False):
-            grad = grads[0].reshape(-1, trits.shape[0]).to(dtype)
-            if needs_x:
-                ternary = dequantize(trits, scale).to(dtype)
-                grad_x = (grad @ ternary).reshape(ctx.x_shape).to(ctx.x_dtype)
-            if needs_weight or needs_alpha:
-                inputs = left if a is None else (left * a).to(dtype)
-                through = (grad.t() @ inputs).float()
-                grad_weight, grad_alpha = straight_through(through, weight, trits, spec, alpha)
-                grad_weight = grad_weight.to(weight.dtype)
-            if needs_bias:
-                grad_bias = grad.float().sum(0)
-        return grad_x, grad_weight, grad_alpha, grad_bias, None
+    def as_matrix(weight: Tensor) -> Tensor:
+        """weight as stored -> [N, K]."""
+        return weight
+
+    @property
+    def matrix(self) -> Tensor:
+        """The float weight as [N, K], however it is stored."""
+        return self.as_matrix(self.weight)
+
+    def ternarize(self) -> tuple[Tensor, Tensor]:
+        """(trits [N, K] float32, scale float32) as the forward uses them."""
+        return ternarize(self.matrix, self.spec, self.alpha)
+
+    def freeze(self) -> nn.Module:
+        """The layer that computes the same with weights that are ternary for good."""
+        raise NotImplementedError
+
+    def to_linear(self) -> nn.Module:
+        """The layer it was, with the float weight (the same Parameter objects)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        s = self.spec
+        return f"{super().extra_repr()}, {s.quantizer}, {s.granularity}, A{s.activation_bits}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Loading a plain layer's entries sets alpha to its start value for that weight."""
+        key = prefix + "alpha"
+        if self.alpha is not None and key not in state_dict and prefix + "weight" in state_dict:
+            weight = self.as_matrix(state_dict[prefix + "weight"])
+            state_dict[key] = initial_alpha(weight, self.spec)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What the matmuls run in: float32, or autocast's dtype."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-
-
-class BitLinear(nn.Linear):
+class BitLinear(BitLayer, nn.Linear):
     """nn.Linear whose forward uses the ternary form of its float weight; the training form.
 
     State dict keys stay ``weight`` and ``bias``; the learned-scale quantizers add ``alpha``,
@@ -93,7 +88,6 @@ class BitLinear(nn.Linear):
     autocast the matmul runs in autocast's dtype).
     """
 
-    alpha: nn.Parameter | None
     transposed = False  # whether weight is stored [K, N]
 
     def __init__(
@@ -108,11 +102,6 @@ class BitLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.rms_norm: nn.Module | None = None
         self._adopt(spec_for(self.matrix, config or TernaryConfig())[0])
-
-    def _adopt(self, spec: QuantizerSpec) -> None:
-        self.spec = spec
-        alpha = initial_alpha(self.matrix, spec)
-        self.register_parameter("alpha", None if alpha is None else nn.Parameter(alpha))
 
     @classmethod
     def from_linear(
@@ -134,45 +123,30 @@ class BitLinear(nn.Linear):
         new._adopt(spec)
         return new.train(linear.training)
 
-    @property
-    def matrix(self) -> Tensor:
-        """The float weight as [N, K], however it is stored."""
-        return self.weight.t() if self.transposed else self.weight
-
-    def ternarize(self) -> tuple[Tensor, Tensor]:
-        """(trits [N, K] float32, scale float32) as the forward uses them."""
-        return ternarize(self.matrix, self.spec, self.alpha)
-
     def forward(self, input: Tensor) -> Tensor:
         """input [..., K] -> [..., N]."""
         if self.rms_norm is not None:
             input = self.rms_norm(input)
-        return _TernaryLinearSTE.apply(input, self.matrix, self.alpha, self.bias, self.spec)
+        return ternary_linear_ste(input, self.matrix, self.alpha, self.bias, self.spec)
+
+    def freeze(self) -> TernaryLinear:
+        """TernaryLinear.from_bitlinear."""
+        return TernaryLinear.from_bitlinear(self)
 
     def to_linear(self) -> nn.Module:
         """The nn.Linear it was, with the float weight (the same Parameter objects)."""
         return _restore(self, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        s = self.spec
-        return f"{super().extra_repr()}, {s.quantizer}, {s.granularity}, A{s.activation_bits}"
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Loading a plain nn.Linear's entries sets alpha to its start value for that weight."""
-        key = prefix + "alpha"
-        if self.alpha is not None and key not in state_dict and prefix + "weight" in state_dict:
-            weight = state_dict[prefix + "weight"]
-            start = initial_alpha(weight.t() if self.transposed else weight, self.spec)
-            state_dict[key] = start
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class BitConv1D(BitLinear):
     """BitLinear in the place of Hugging Face's Conv1D (GPT-2): weight stays stored [K, N]."""
 
     transposed = True
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """weight [K, N] -> [N, K]."""
+        return weight.t()
 
     @property
     def nx(self) -> int:
@@ -185,10 +159,10 @@ class BitConv1D(BitLinear):
         return self.out_features
 
 
-class TernaryLinear(nn.Module):
+class TernaryLayer(nn.Module):
     """A frozen ternary layer: packed_weight uint8 [N, K'/4], scale and bias float32.
 
-    Made by ``from_bitlinear``. Not trainable: no gradient flows through it.
+    Not trainable: no gradient flows through it. What it reads and writes is its subclasses' matter.
     """
 
     packed_weight: Tensor
@@ -207,9 +181,71 @@ class TernaryLinear(nn.Module):
         self.register_buffer("packed_weight", packed_weight)
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.dense_dtype = torch.float32
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight in the shape of the layer it stands for."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N] in x's dtype."""
+        at = self.attributes
+        return torch_op.ternary_matmul(
+            x,
+            self.packed_weight,
+            self.scale,
+            self.bias,
+            at.K,
+            at.N,
+            at.group_size,
+            at.activation_bits,
+        )
+
+    def dense_matrix(self) -> Tensor:
+        """The dequantized weight [N, K] in the dtype it was trained in."""
+        trits = torch_op.unpack_trits(self.packed_weight, self.attributes.K)
+        return dequantize(trits, self.scale).to(self.dense_dtype)
+
+    def dense_bias(self) -> nn.Parameter | None:
+        """The bias as a Parameter of a dense layer."""
+        return None if self.bias is None else nn.Parameter(self.bias.to(self.dense_dtype))
+
+    def to_linear(self) -> nn.Module:
+        """A dense layer with the dequantized weight; the trits are not trainable."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TernaryLayer:
+        """model.half() and the like move the layer but leave scale and bias float32: that is the
+        op's contract, and rounded scales would change every output."""
+        kept = {name: getattr(self, name) for name in ("scale", "bias")}
+        super()._apply(fn, recurse)
+        for name, original in kept.items():
+            if original is not None and getattr(self, name).dtype != torch.float32:
+                setattr(self, name, original.to(getattr(self, name).device))
+        return self
+
+    def extra_repr(self) -> str:
+        at = self.attributes
+        return (
+            f"in_features={at.K}, out_features={at.N}, bias={self.bias is not None},"
+            f" group_size={at.group_size}, activation_bits={at.activation_bits}"
+        )
+
+
+class TernaryLinear(TernaryLayer):
+    """A frozen ternary linear layer. Made by ``from_bitlinear``."""
+
+    def __init__(
+        self,
+        attributes: TernaryAttributes,
+        packed_weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(attributes, packed_weight, scale, bias)
         self.rms_norm: nn.Module | None = None
         self.transposed = False
-        self.dense_dtype = torch.float32
 
     @classmethod
     def from_bitlinear(cls, layer: BitLinear) -> TernaryLinear:
@@ -239,47 +275,18 @@ class TernaryLinear(nn.Module):
 
         For code that asks a layer for its weight's dtype or device, and for reading.
         """
-        trits = torch_op.unpack_trits(self.packed_weight, self.in_features)
-        weight = dequantize(trits, self.scale).to(self.dense_dtype)
+        weight = self.dense_matrix()
         return weight.t() if self.transposed else weight
 
     def forward(self, input: Tensor) -> Tensor:
         """input [..., K] -> [..., N] in the input's dtype."""
         if self.rms_norm is not None:
             input = self.rms_norm(input)
-        at = self.attributes
-        return torch_op.ternary_matmul(
-            input,
-            self.packed_weight,
-            self.scale,
-            self.bias,
-            at.K,
-            at.N,
-            at.group_size,
-            at.activation_bits,
-        )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> TernaryLinear:
-        """model.half() and the like move the layer but leave scale and bias float32: that is the
-        op's contract, and rounded scales would change every output."""
-        kept = {name: getattr(self, name) for name in ("scale", "bias")}
-        super()._apply(fn, recurse)
-        for name, original in kept.items():
-            if original is not None and getattr(self, name).dtype != torch.float32:
-                setattr(self, name, original.to(getattr(self, name).device))
-        return self
+        return self.product(input)
 
     def to_linear(self) -> nn.Module:
         """An nn.Linear (or Conv1D) with the dequantized weight; the trits are not trainable."""
-        bias = None if self.bias is None else nn.Parameter(self.bias.to(self.dense_dtype))
-        return _restore(self, nn.Parameter(self.weight.contiguous()), bias)
-
-    def extra_repr(self) -> str:
-        at = self.attributes
-        return (
-            f"in_features={at.K}, out_features={at.N}, bias={self.bias is not None},"
-            f" group_size={at.group_size}, activation_bits={at.activation_bits}"
-        )
+        return _restore(self, nn.Parameter(self.weight.contiguous()), self.dense_bias())
 
 
 def _restore(layer: BitLinear | TernaryLinear, weight: Tensor, bias: Tensor | None) -> nn.Module:

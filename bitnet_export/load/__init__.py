@@ -40,8 +40,8 @@ def load(
     trust_pickle: bool = False,
 ) -> LoadedModel:
     """Read a model: a torch.export program, a state_dict or safetensors with ``factory``
-    ("package.module:function"), a Hugging Face directory, an ONNX file, or, with trust_pickle,
-    a pickled module.
+    ("package.module:function"), a Hugging Face directory, a GGUF file, an ONNX file, or, with
+    trust_pickle, a pickled module.
 
     input_specs: "name:1x128:int64", dynamic axes named ("ids:batchxseq:int64"); they override
     what the file says. data: npz or safetensors; its first rows become the example inputs.
@@ -59,6 +59,8 @@ def load(
         )
     if kind == "huggingface":
         model = _huggingface(path, arrays, trust_pickle)
+    elif kind == "gguf":
+        model = _gguf(path, arrays)
     elif kind == "onnx":
         model = _onnx(path)
     else:
@@ -114,6 +116,12 @@ def _huggingface(path: Path, arrays: ArrayData | None, trust: bool) -> LoadedMod
 
     names = list(arrays.arrays) if arrays is not None else []
     return load_huggingface(path, input_names=names, trust_pickle=trust)
+
+
+def _gguf(path: Path, arrays: ArrayData | None) -> LoadedModel:
+    from bitnet_export.load.gguf_file import load_gguf
+
+    return load_gguf(path, input_names=list(arrays.arrays) if arrays is not None else [])
 
 
 def _onnx(path: Path) -> LoadedModel:

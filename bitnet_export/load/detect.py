@@ -15,12 +15,11 @@ from bitnet_export.errors import InputError
 
 ACCEPTED = (
     "a torch.export program (bitnet_export.save writes one), a state_dict or safetensors file, "
-    "a Hugging Face directory, an ONNX file"
+    "a Hugging Face directory, a GGUF file, an ONNX file"
 )
 
 # First bytes of files people pass by mistake, and what to do instead.
 _FOREIGN = (
-    (b"GGUF", "a GGUF file", "convert it to a Hugging Face directory first"),
     (b"\x89HDF", "an HDF5 (Keras) file", "export it to ONNX first and pass the .onnx file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "run git lfs pull"),
     (b"<!DOCTYPE", "an HTML page, not a model", "download the file again"),
@@ -33,7 +32,7 @@ _ONNX_GRAPH = 7
 
 
 def detect(path: Path) -> str:
-    """path -> "exported_program" | "torch_save" | "safetensors" | "huggingface" | "onnx".
+    """path -> "exported_program", "torch_save", "safetensors", "huggingface", "gguf" or "onnx".
 
     "torch_save" covers every pickle of torch.save, new and old; what is in it, a state_dict or
     a whole module, shows only when it is read without running code (torch_save.py).
@@ -83,6 +82,8 @@ def _detect_file(path: Path, file: BinaryIO) -> str:
         raise InputError("the file is empty", where=str(path), fix="write it again")
     if head.startswith(b"PK"):
         return _detect_zip(path)
+    if head.startswith(b"GGUF"):
+        return "gguf"
     for magic, what, fix in _FOREIGN:
         if head.startswith(magic):
             raise InputError(f"it is {what}", where=str(path), fix=fix)

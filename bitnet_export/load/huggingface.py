@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, MissingRequirement
+from bitnet_export.load.hf_bitnet import fold_bitnet_layers
 from bitnet_export.load.inputs import InputSpec, axis_sizes, make_inputs
 from bitnet_export.load.model import LoadedModel
 
@@ -106,10 +107,20 @@ def load_huggingface(
 
     Raises MissingRequirement without transformers, InputError for a directory it cannot use.
     """
-    transformers = _transformers()
-    config = _config(transformers, path, trust_pickle)
-    model, missing = _model(transformers, config, path, trust_pickle)
-    model.eval()
+    transformers = import_transformers("a Hugging Face directory")
+    config = read_config(transformers, path, trust_pickle)
+    model, missing = load_checkpoint(transformers, config, path, trust_pickle)
+    return wrap(model, missing, config, path, input_names)
+
+
+def wrap(
+    model: nn.Module, missing: set[str], config: Any, path: Path, input_names: Collection[str]
+) -> LoadedModel:
+    """A transformers model and the names its files lack -> LoadedModel, with example inputs and
+    output names. BitNet layers become plain ones; the others are named in float_layers."""
+    bitnet = fold_bitnet_layers(model)
+    _forget_quantizer(model, path, known=bool(bitnet) or not path.is_dir())
+    model.float().eval()
     dropped = _drop_untrained_pooler(model, missing)
     if missing:
         raise InputError(
@@ -118,7 +129,7 @@ def load_huggingface(
             fix="the architecture in config.json is not the one that was saved; write it again "
             "with save_pretrained",
         )
-    kind = _module_class(model, config, path, input_names)
+    kind = _wrapper_class(model, config, path, input_names)
     wrapper = kind(model)
     specs = _input_specs(kind, config)
     limit = getattr(config, "max_position_embeddings", None)
@@ -136,25 +147,64 @@ def load_huggingface(
         output_names=wrapper.output_names,
         hf_config=config,
         notes=[f"left out {dropped}: the checkpoint has no weights for it"] if dropped else [],
+        float_layers=_float_layers(model, bitnet),
     )
 
 
-def _transformers() -> Any:
+def _forget_quantizer(model: Any, path: Path, *, known: bool) -> None:
+    """Let transformers treat the model as the ordinary one it now is: it refuses to cast what a
+    quantizer loaded. known: its layers are plain by now. Raises InputError where they are not."""
+    if not getattr(model, "is_quantized", False):
+        return
+    if not known:
+        settings = getattr(model.config, "quantization_config", None)
+        method = getattr(settings, "quant_method", None) or "another method"
+        raise InputError(
+            f"its weights are quantized with {getattr(method, 'value', method)}, which is no "
+            "ternary format",
+            where=str(path),
+            fix="pass the model in full precision, a BitNet checkpoint or a GGUF file",
+        )
+    model.is_quantized = False
+    for attribute in ("hf_quantizer", "quantization_method"):
+        model.__dict__.pop(attribute, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _float_layers(model: nn.Module, bitnet: Collection[str]) -> list[str]:
+    """Paths, in the wrapped module, of the linear layers of a BitNet model that are none."""
+    if not bitnet:
+        return []
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [f"model.{path}" for path in linear if path not in set(bitnet)]
+
+
+def import_transformers(what: str) -> Any:
+    """The transformers package, quiet. Raises MissingRequirement saying that ``what`` needs it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         import transformers
     except ImportError as e:
         raise MissingRequirement(
-            "a Hugging Face directory needs the transformers package",
+            f"{what} needs the transformers package",
             fix="pip install 'bitnet-export[hf]'",
         ) from e
     return transformers
 
 
-def _config(transformers: Any, path: Path, trust: bool) -> Any:
+def _source(path: Path) -> dict[str, Any]:
+    """path as from_pretrained takes it: a directory, or a GGUF file in one."""
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": path}
+    return {"pretrained_model_name_or_path": path.resolve().parent, "gguf_file": path.name}
+
+
+def read_config(transformers: Any, path: Path, trust: bool) -> Any:
+    """The configuration of a directory or GGUF file. Raises InputError where there is none."""
     try:
         config = transformers.AutoConfig.from_pretrained(
-            path, local_files_only=True, trust_remote_code=trust
+            **_source(path), local_files_only=True, trust_remote_code=trust
         )
     except (OSError, ValueError, KeyError) as e:
         raise InputError(
@@ -169,43 +219,67 @@ def _config(transformers: Any, path: Path, trust: bool) -> Any:
     return config
 
 
-def _model(transformers: Any, config: Any, path: Path, trust: bool) -> tuple[nn.Module, set[str]]:
-    """The model and the names of weights its files lack."""
-    name = (getattr(config, "architectures", None) or [""])[0]
-    model_class = getattr(transformers, name, None) or transformers.AutoModel
+def load_checkpoint(
+    transformers: Any, config: Any, path: Path, trust: bool
+) -> tuple[nn.Module, set[str]]:
+    """A directory or GGUF file -> the model and the names of weights its files lack."""
+    model_class = _model_class(transformers, config, path)
     arguments: dict[str, Any] = dict(
+        **_source(path),
         config=config,
         local_files_only=True,
         output_loading_info=True,
-        dtype="auto",
+        # A float16 scale times a trit is exact in float32, in bfloat16 it is not.
+        dtype="auto" if path.is_dir() else torch.float32,
         attn_implementation=ATTENTION,
     )
     if model_class is transformers.AutoModel:
         arguments["trust_remote_code"] = trust
     try:
-        with _quiet():
+        # transformers compiles what unpacks BitNet weights, for which a machine may lack a
+        # compiler; run once, plain is faster.
+        with _quiet(), torch.compiler.set_stance("force_eager"):
             try:
-                model, info = model_class.from_pretrained(path, **arguments)
+                model, info = model_class.from_pretrained(**arguments)
             except ValueError as e:
                 if "attention" not in str(e).lower():
                     raise
                 arguments["attn_implementation"] = "eager"  # a model without SDPA
-                model, info = model_class.from_pretrained(path, **arguments)
+                model, info = model_class.from_pretrained(**arguments)
+    except ImportError as e:
+        raise MissingRequirement(
+            f"transformers needs another package for this model: {_first(e)}",
+            where=str(path),
+            fix="pip install 'bitnet-export[hf]', or the package it names",
+        ) from e
     except Exception as e:  # transformers and safetensors raise their own kinds
         raise InputError(
             f"its weights cannot be loaded into {model_class.__name__}: {_first(e)}",
             where=str(path),
             fix="it needs model.safetensors next to config.json, whole and of this architecture",
         ) from e
-    return model.float(), set(info["missing_keys"])
+    return model, set(info["missing_keys"])
+
+
+def _model_class(transformers: Any, config: Any, path: Path) -> Any:
+    """The class that config names; a GGUF file names none, and holds a language model."""
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if not name and not path.is_dir():
+        seq2seq = getattr(config, "is_encoder_decoder", False)
+        return transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    return getattr(transformers, name, None) or transformers.AutoModel
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers draws progress bars and tables of missing keys; this package says the same
     in one sentence."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as hf_logging
 
+    gguf: Any = modeling_gguf_pytorch_utils
+    gguf_bar = gguf.tqdm  # the one bar that its switch does not reach
+    gguf.tqdm = lambda items, **_: items
     level = hf_logging.get_verbosity()
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.CRITICAL)
@@ -213,6 +287,7 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        gguf.tqdm = gguf_bar
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
@@ -228,7 +303,7 @@ def _drop_untrained_pooler(model: nn.Module, missing: set[str]) -> str:
     return "pooler_output"
 
 
-def _module_class(
+def _wrapper_class(
     model: nn.Module, config: Any, path: Path, input_names: Collection[str]
 ) -> type[HuggingFaceModule]:
     main = getattr(model, "main_input_name", "input_ids")

@@ -25,7 +25,7 @@ class LoadedModel:
     """A model of any accepted kind, ready for the stages that follow.
 
     name: for titles, the file's stem or the Hugging Face model's name.
-    kind: "exported_program", "state_dict", "huggingface", "onnx" or "pickle".
+    kind: "exported_program", "state_dict", "huggingface", "gguf", "onnx" or "pickle".
     module: in eval mode, called with example_inputs by name or in order; None for kind "onnx".
     onnx_path: the file, for kind "onnx" only.
     example_inputs: plausible tensors in forward's argument order.
@@ -33,6 +33,8 @@ class LoadedModel:
     axis_limits: the largest size of a dynamic axis, where the model has one.
     output_names: None where the model does not name them.
     notes: what was assumed about the inputs, worth telling the user.
+    float_layers: of a checkpoint that is ternary already, the linear layers that are not: they
+        stay in floating point.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LoadedModel:
     output_names: list[str] | None = None
     hf_config: Any | None = None
     notes: list[str] = field(default_factory=list)
+    float_layers: list[str] = field(default_factory=list)
 
     def dynamic_shapes(self) -> dict[str, dict[int, Any]] | None:
         """dynamic_axes as torch.export takes them: one bounded Dim for each axis name, {} for

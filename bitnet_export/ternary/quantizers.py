@@ -125,7 +125,8 @@ def ternarize(
             trits, scale = _twn(w, spec.exact)
         elif spec.quantizer == "absmean":
             scale = w.abs().mean(1).clamp_min(SCALE_FLOOR)
-            trits = (w / scale[:, None]).round_().clamp_(-1, 1)
+            # Times the reciprocal, as BitNet's own code does: its checkpoints get the same trits.
+            trits = (w * (1.0 / scale)[:, None]).round_().clamp_(-1, 1)
         else:
             if alpha is None:
                 raise InputError(f"quantizer {spec.quantizer!r} needs its learned alpha")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_export.errors import InputError
+from bitnet_export.load.hf_bitnet import BitNetLinear, from_hf_layer, is_hf_bitnet
 from bitnet_export.ternary.attention import SplitMultiheadAttention
 from bitnet_export.ternary.config import LayerStatus, TernaryConfig
 from bitnet_export.ternary.layers import BitConv1D, BitLinear, TernaryLinear
@@ -37,36 +38,13 @@ def as_site(module: Any) -> Site | None:
     foreign = kind.__module__.startswith("transformers.")
     if foreign and kind.__name__ == "Conv1D":
         return BitConv1D, module
-    if foreign and kind.__name__ in ("AutoBitLinear", "BitLinear"):
-        return BitLinear, _from_hf_bitnet(module)
+    if is_hf_bitnet(module):
+        return BitLinear, from_hf_layer(module)
+    if kind is BitNetLinear:
+        return BitLinear, module
     if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
         return BitLinear, module
     return None
-
-
-def _from_hf_bitnet(module: Any) -> Any:
-    """transformers' BitNet layers -> an nn.Linear (plus rms_norm) with the weights they mean.
-
-    AutoBitLinear multiplies by weight_scale, BitLinear (packed uint8, four rows a byte) divides;
-    with online_quant the weight is latent and quantized by absmean at each call.
-    """
-    if type(module).__name__ == "BitLinear":
-        from transformers.integrations.bitnet import unpack_weights
-
-        trits = unpack_weights(module.weight, dtype=torch.float32)
-        weight = trits / module.weight_scale.float()
-    elif module.online_quant:
-        weight = module.weight.detach()
-    else:
-        weight = module.weight.detach() * module.weight_scale
-    linear: Any
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None)
-    linear.weight = nn.Parameter(weight)
-    if module.bias is not None:
-        linear.bias = nn.Parameter(module.bias.detach())
-    linear.rms_norm = module.rms_norm
-    return linear.train(module.training)
 
 
 def decide(model: nn.Module, config: TernaryConfig) -> Iterator[Decision]:
@@ -118,9 +96,9 @@ def _decide_site(
 
 
 def _spec(module: nn.Module, weight: Tensor, config: TernaryConfig) -> tuple[QuantizerSpec, str]:
-    """spec_for, except that transformers' BitNet layers keep the arithmetic they trained with."""
+    """spec_for, except that Hugging Face's BitNet layers keep the arithmetic they trained with."""
     spec, how = spec_for(weight, config)
-    if not hasattr(module, "weight_scale") and not getattr(module, "online_quant", False):
+    if not isinstance(module, BitNetLinear) and not is_hf_bitnet(module):
         return spec, how
     if getattr(module, "online_quant", False):
         spec = QuantizerSpec("absmean", granularity="tensor")

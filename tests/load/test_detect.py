@@ -51,7 +51,6 @@ def test_truncated_file(files, dense_onnx, tmp_path, name, keep):
         (b"", "empty"),
         (b"no model at all, just text", "no known kind"),
         (b"\x00" * 64, "no known kind"),
-        (b"GGUF\x03\x00\x00\x00", "GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "HTML page"),
         (b"PK\x03\x04 and then nothing", "truncated or damaged"),

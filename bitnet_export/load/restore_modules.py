@@ -1,12 +1,12 @@
 """Turn the functional calls of an exported program's graph back into modules.
 
 torch.export leaves parameters at their old paths but calls ``aten.linear(x, weight, bias)`` on
-them, so nothing is left that ``prepare`` could make ternary. ``restore_modules`` puts nn.Linear
-and nn.Embedding back: the same Parameter objects at the same paths, hence the same state_dict
-keys, with two exceptions. A parameter that does not sit in a module of its own under the name
-``weight`` (nn.MultiheadAttention's ``in_proj_weight``, a bare nn.Parameter) moves into a new
-submodule: ``attn.in_proj_weight`` becomes ``attn.in_proj.weight``. A [K, N] weight (Hugging Face
-Conv1D, ``x @ w``) becomes a [N, K] Parameter of its own under the same key.
+them, so nothing is left that ``prepare`` could make ternary. ``restore_modules`` puts nn.Linear,
+nn.Embedding, nn.Conv1d and nn.Conv2d back: the same Parameter objects at the same paths, hence
+the same state_dict keys, with two exceptions. A parameter that does not sit in a module of its
+own under the name ``weight`` (nn.MultiheadAttention's ``in_proj_weight``, a bare nn.Parameter)
+moves into a new submodule: ``attn.in_proj_weight`` becomes ``attn.in_proj.weight``. A [K, N]
+weight (Hugging Face Conv1D, ``x @ w``) becomes a [N, K] Parameter of its own under the same key.
 Calls inside higher-order operators (a no_grad region within forward) are left as they are.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -32,18 +33,19 @@ class _Call:
     bias: fx.Node | None
     transposed: bool  # the parameter is [K, N]
     kind: type[nn.Module]
+    geometry: tuple[tuple[str, Any], ...] = ()  # a convolution's stride, padding, ...
 
 
 def restore_modules(module: fx.GraphModule) -> list[str]:
     """In place; returns the paths of the modules put back. Calls that share a weight (and bias)
     share one module; a weight that other nodes read as well stays readable for them."""
     calls = [call for node in module.graph.nodes if (call := _match(module, node)) is not None]
-    restored: dict[tuple[int, int, bool, type[nn.Module]], str] = {}
+    restored: dict[tuple[Any, ...], str] = {}
     taken: set[str] = set()
     for call in _embeddings_last(calls):
         weight = _parameter(module, call.weight)
         bias = _parameter(module, call.bias) if call.bias is not None else None
-        key = (id(weight), id(bias), call.transposed, call.kind)
+        key = (id(weight), id(bias), call.transposed, call.kind, call.geometry)
         if key not in restored:
             path = _place(module, call, weight, taken)
             taken.add(path)
@@ -77,7 +79,7 @@ def _match(module: fx.GraphModule, node: fx.Node) -> _Call | None:
         weight = args[0]
         if isinstance(weight, fx.Node) and _is_2d(module, weight):
             return _Call(node, 1, weight, None, False, nn.Embedding)
-    return None
+    return _convolution(module, node) if target in _CONVOLUTIONS else None
 
 
 def _linear(
@@ -103,6 +105,41 @@ def _linear(
         if tuple(_parameter(module, bias).shape) != (rows,):
             return None
     return _Call(node, x, weight, bias, transposed, nn.Linear)
+
+
+_CONVOLUTIONS: dict[Any, type[nn.Conv1d] | type[nn.Conv2d]] = {
+    aten.conv1d.default: nn.Conv1d,
+    aten.conv1d.padding: nn.Conv1d,
+    aten.conv2d.default: nn.Conv2d,
+    aten.conv2d.padding: nn.Conv2d,
+}
+# conv2d's arguments after x, weight and bias, and their defaults.
+_GEOMETRY = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+
+
+def _convolution(module: fx.GraphModule, node: fx.Node) -> _Call | None:
+    args = node.args
+    names = dict(zip((name for name, _ in _GEOMETRY), args[3:], strict=False))
+    weight, bias = args[1], args[2] if len(args) > 2 else node.kwargs.get("bias")
+    if not (isinstance(weight, fx.Node) and weight.op == "get_attr"):
+        return None
+    value = _parameter(module, weight)
+    if not isinstance(value, nn.Parameter) or not value.is_floating_point():
+        return None
+    if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
+        return None
+    given = {name: node.kwargs.get(name, names.get(name, usual)) for name, usual in _GEOMETRY}
+    axes = value.dim() - 2
+    geometry = tuple((name, _per_axis(name, v, axes)) for name, v in given.items())
+    return _Call(node, 0, weight, bias, False, _CONVOLUTIONS[node.target], geometry)
+
+
+def _per_axis(name: str, value: Any, axes: int) -> Any:
+    """A number for each axis: aten also takes one for all of them."""
+    if isinstance(value, str) or name == "groups":
+        return value
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
 
 
 def _is_transpose(node: fx.Node) -> bool:
@@ -168,8 +205,15 @@ def _build(call: _Call, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.M
     """The module around the given Parameters; no memory is allocated for weights."""
     if call.transposed:
         weight = nn.Parameter(weight.detach().t().contiguous(), weight.requires_grad)
+    new: Any
+    if call.geometry:
+        options: dict[str, Any] = dict(call.geometry)
+        inputs = weight.shape[1] * options["groups"]
+        kind: Any = call.kind
+        new = kind(inputs, weight.shape[0], tuple(weight.shape[2:]), **options, device="meta")
+        new.weight, new.bias = weight, bias
+        return cast(nn.Module, new.eval())
     rows, columns = weight.shape
-    new: nn.Module
     if call.kind is nn.Embedding:
         padding = call.node.args[2] if len(call.node.args) > 2 else None
         index = padding if isinstance(padding, int) and padding >= 0 else None
@@ -179,7 +223,7 @@ def _build(call: _Call, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.M
         if bias is not None:
             new.bias = bias
     new.weight = weight
-    return new.eval()
+    return cast(nn.Module, new.eval())
 
 
 def _install(module: nn.Module, path: str, new: nn.Module) -> None:
@@ -215,7 +259,7 @@ def _drop_moved_parameters(module: fx.GraphModule) -> None:
     inside = {
         f"{path}.{name}"
         for path, child in module.named_modules(remove_duplicate=False)
-        if isinstance(child, nn.Linear | nn.Embedding)
+        if isinstance(child, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d)
         for name, _ in child.named_parameters()
     }
     owned = {id(p) for path, p in module.named_parameters() if path in inside}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bitnet_export.load import LoadedModel
     from bitnet_export.report.schema import Decision, FinetuneBlock, LayerRow, Report, StageRow
     from bitnet_export.targets import BuildJob, Lowered
-    from bitnet_export.ternary import LayerStatus
+    from bitnet_export.ternary import LayerStatus, TernaryConfig
     from bitnet_export.ternary.recipes import Recipe, Traits
 
 
@@ -80,6 +80,15 @@ def pick_recipe(
     return recipe, reason
 
 
+def ternary_config(
+    recipe: Recipe, options: ExportOptions | FinetuneOptions, loaded: LoadedModel
+) -> TernaryConfig:
+    """The recipe with the options over it. What a ternary checkpoint holds in floating point
+    stays so."""
+    config = recipe.config(**options.ternary.as_kwargs())
+    return replace(config, exclude=(*config.exclude, *loaded.float_layers))
+
+
 def _traits(loaded: LoadedModel) -> Traits:
     from bitnet_export.ternary import recipes
 
@@ -104,7 +113,7 @@ class ExportRun:
     ) -> None:
         self.out, self.options, self.loaded, self.stage = out, options, loaded, stage
         self.recipe, self.recipe_reason = recipe
-        self.config = self.recipe.config(**options.ternary.as_kwargs())
+        self.config = ternary_config(self.recipe, options, loaded)
         self.layers: list[LayerRow] = []
         self.pass_results: list[Any] = []
         self.warnings: list[str] = []

@@ -22,6 +22,7 @@ from bitnet_export.export_run import (
     on_step,
     own_tokenizer,
     pick_recipe,
+    ternary_config,
 )
 from bitnet_export.options import (
     BenchOptions,
@@ -124,7 +125,7 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
             fix="fine-tune the PyTorch model it came from (bitnet_export.save writes it)",
         )
     recipe, _ = pick_recipe(options, loaded, progress)
-    ternary = recipe.config(**options.ternary.as_kwargs())
+    ternary = ternary_config(recipe, options, loaded)
     with stage("ternarize", ternary.quantizer):
         teacher = copy.deepcopy(loaded.module)
         prepare(loaded.module, ternary)

@@ -33,6 +33,7 @@ def load_gguf(path: Path, *, input_names: Collection[str] = ()) -> LoadedModel:
     _check_architecture(transformers, header, path)
     config = read_config(transformers, path, False)
     model, missing = load_checkpoint(transformers, config, path, False)
+    config.architectures = [type(model).__name__]
     loaded = wrap(model, missing, config, path, input_names)
     loaded.name, loaded.kind = path.stem, "gguf"
     types = Counter(tensor.type for tensor in header.tensors.values())

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _EMBEDDING_NAMES = ("hidden", "embed", "pool")
 _CAUSAL_CLASSES = ("forcausallm", "lmheadmodel")
-_BITNET_CLASSES = ("AutoBitLinear", "BitLinear")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Traits:
     """What choosing a recipe needs to know of a model.
 
     class_name: the model's class, or the first of a Hugging Face config's architectures.
-    bitnet: it has transformers' BitNet layers. convolutions: it has any. table_rows: rows of its
+    bitnet: it has Hugging Face BitNet layers. convolutions: it has any. table_rows: rows of its
     largest embedding table, 0 for none. output: the name of its main output ("" if it has none),
     output_width: that output's last dimension, None where it is not known.
     """
@@ -179,6 +178,8 @@ def traits_of(
     """
     from torch import nn
 
+    from bitnet_export.load.hf_bitnet import BitNetLinear, is_hf_bitnet
+
     classes = getattr(hf_config, "architectures", None) or [type(module).__name__]
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
     name, width = (
@@ -186,10 +187,7 @@ def traits_of(
     )
     return Traits(
         class_name=classes[0],
-        bitnet=any(
-            type(m).__name__ in _BITNET_CLASSES and type(m).__module__.startswith("transformers.")
-            for m in module.modules()
-        ),
+        bitnet=any(isinstance(m, BitNetLinear) or is_hf_bitnet(m) for m in module.modules()),
         convolutions=any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()),
         table_rows=max(tables, default=0),
         output=name,

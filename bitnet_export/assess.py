@@ -38,7 +38,6 @@ TORCH_RESULTS = f"{manifest.INTERMEDIATE}/torch-ternary.json"
 # Rows of the user's data that agreement is measured on, and of random data where there is none.
 MAX_ROWS, RANDOM_CASES, BATCH = 512, 8, 32
 TORCH, FUNCTION, LOWERED = "torch ternary", "onnx function", "lowered"
-ENGINE = "engine"
 
 
 @dataclass
@@ -239,32 +238,19 @@ def _verify_engine(
 ) -> None:
     """Parity of the engine with its ONNX model, where there is one and it runs on this machine;
     where it does not, the report says so."""
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
     from bitnet_export.errors import MissingRequirement
     from bitnet_export.report.schema import Decision
-    from bitnet_export.targets import trt_profile, trt_session
-    from bitnet_export.verify import parity
+    from bitnet_export.verify.engine_parity import ENGINE, compare_engine
 
-    record = subject.record
-    if not record.environment.get("engines"):
+    if not subject.record.environment.get("engines"):
         return
+    report.decisions = [d for d in report.decisions if d.name != ENGINE]
     try:
-        engine = trt_session.open_engine(subject.directory, record)
+        report.parity += compare_engine(
+            subject.directory, subject.record, lowered, cases, name=LOWERED, atol=atol, depth=depth
+        )
     except MissingRequirement as error:
-        report.decisions = [d for d in report.decisions if d.name != ENGINE]
         report.decisions.append(Decision(name=ENGINE, choice="not run here", reason=error.what))
-        return
-    kinds = ("fp16",) if record.target == "trt-rtx" else tuple(record.parity_kinds)
-    profile = record.environment["profile"]
-    fitting = [
-        case
-        for case in cases
-        if trt_profile.fits(profile, {name: array.shape for name, array in case.feeds.items()})
-    ]
-    runners = {LOWERED: lowered, ENGINE: OnnxrtRunner(lambda: engine, name=ENGINE)}
-    pair = parity.Pair(LOWERED, ENGINE, kinds, depth)
-    report.parity += parity.run_parity(runners, [pair], fitting, atol=atol)
 
 
 def quality_data(subject: Subject, data: Path | None, *, whole: bool) -> tuple[list[Feed], str]:
@@ -335,10 +321,12 @@ def measure_sizes(report: Report, subject: Subject) -> None:
     """Bytes by part, against the full-precision file."""
     from dataclasses import replace
 
-    from bitnet_export.verify.size import size_block
+    from bitnet_export.verify.size import engine_sizes, size_block
 
     if subject.baseline.is_file():
-        report.size = size_block(subject.baseline, subject.model)
+        size = size_block(subject.baseline, subject.model)
+        engines = engine_sizes(subject.record.environment, size.baseline_bytes)
+        report.size = replace(size, engines=engines)
         weights = sum(part.weights for part in report.size.by_part.values())
         report.model = replace(report.model, weights=weights)
 

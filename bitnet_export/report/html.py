@@ -126,7 +126,8 @@ def _size(report: Report) -> str:
         "The whole ONNX file, external data included. Bits per weight count scales and "
         "whatever else a part needs; weights are counted in the full-precision file."
     )
-    return section("Size", note, size_bars(report.size) + _size_table(report.size))
+    body = size_bars(report.size) + _size_table(report.size) + _engine_table(report.size)
+    return section("Size", note, body)
 
 
 def _size_table(size: SizeBlock) -> str:
@@ -141,6 +142,25 @@ def _size_table(size: SizeBlock) -> str:
     totals = (megabytes(size.baseline_bytes), megabytes(size.bytes))
     rows.append(("<b>total</b>", *(f"<b>{total}</b>" for total in totals), ""))
     return table(("part", f"#{size.baseline_dtype}", "#ternary", "#bits/weight"), rows)
+
+
+def _engine_table(size: SizeBlock) -> str:
+    """The engines, which are deployed in place of the ONNX file measured above."""
+    if not size.engines:
+        return ""
+    rows = [
+        (
+            breakable(e.file),
+            megabytes(e.bytes),
+            times(e.ratio),
+            escape(e.weights),
+            escape(e.built_for),
+            escape(e.runtime),
+        )
+        for e in size.engines
+    ]
+    heads = ("engine", "#bytes", f"#smaller than {size.baseline_dtype} ONNX", "ternary weights")
+    return "<h3>Engines built</h3>" + table((*heads, "for", "runs in"), rows)
 
 
 def _speed(report: Report) -> str:

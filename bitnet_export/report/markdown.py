@@ -16,6 +16,7 @@ from bitnet_export.report.text import (
 MAX_LINES = 20
 MAX_SPEED_ROWS = 5
 MAX_FAILURES = 4
+MAX_ENGINE_ROWS = 2
 
 
 def render_markdown(report: Report) -> str:
@@ -39,6 +40,9 @@ def _table(report: Report) -> list[str]:
         s = report.size
         label = f"size, {s.baseline_dtype} to ternary"
         rows.append((label, megabytes(s.baseline_bytes), megabytes(s.bytes), times(s.ratio)))
+        for e in s.engines[:MAX_ENGINE_ROWS]:
+            label = f"engine {e.file}, {e.weights} weights"
+            rows.append((label, "", megabytes(e.bytes), times(e.ratio)))
     for row in report.speed[:MAX_SPEED_ROWS]:
         label = f"ms, {row.shape}, {row.threads} thr."
         rows.append((label, milliseconds(row.baseline_ms), milliseconds(row.ms), times(row.ratio)))

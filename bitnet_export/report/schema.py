@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_export.verify.results import (
+    EngineSize,
     LayerRow,
     ParityRow,
     QualityBlock,
@@ -27,6 +28,7 @@ __all__ = [
     "PASS",
     "SCHEMA_VERSION",
     "Decision",
+    "EngineSize",
     "Environment",
     "FinetuneBlock",
     "FinetunePoint",

@@ -86,6 +86,8 @@ class Target(ABC):
     name: ClassVar[str]
     # Whether the outputs can be compared and timed under ONNX Runtime on this machine's CPU.
     runs_on_cpu: ClassVar[bool] = True
+    # Whether there is anything to build beside model.onnx.
+    builds: ClassVar[bool] = False
     # Fields of TARGET_OPTIONS that it takes.
     own_options: ClassVar[tuple[str, ...]] = ("triton",)
 
@@ -120,7 +122,7 @@ class Target(ABC):
                 )
 
     def build(self, job: BuildJob) -> None:  # noqa: B027  a hook
-        """Make what else the target needs beside model.onnx. Nothing here.
+        """Make what else the target needs beside model.onnx. Nothing here; called where builds.
 
         Raises MissingRequirement where this machine lacks something; what was made stays.
         """

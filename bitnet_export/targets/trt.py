@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bitnet_export import env, manifest
-from bitnet_export.errors import MissingRequirement, StageError
+from bitnet_export.errors import MissingRequirement
 from bitnet_export.native import NativeLibrary, find_library, search_library
 from bitnet_export.passes import FoldConstants, MergeSiblings, Pass, RetargetTensorRT
 from bitnet_export.targets.base import BuildJob, Decision, Lowered, Target
@@ -31,6 +31,7 @@ class TrtTarget(Target):
 
     name = "trt"
     runs_on_cpu = False
+    builds = True
     own_options = ("embed_plugin", "triton")
 
     def plan(
@@ -52,8 +53,8 @@ class TrtTarget(Target):
     def build(self, job: BuildJob) -> None:
         """Plugin library, build_engine.sh, and the engine where this machine can build it.
 
-        Raises MissingRequirement saying what it lacks, StageError where the plugin is of another
-        version or TensorRT refuses the model.
+        Raises MissingRequirement saying what it lacks, a plugin of this version included, and
+        StageError where TensorRT refuses the model.
         """
         plan_profile(job)
         job.environment["build"] = {
@@ -66,6 +67,7 @@ class TrtTarget(Target):
             add_plugin(job)
         except MissingRequirement as error:
             gaps.append(error.what)
+            job.decide("plugin", "not beside the model", error.what)
         write_script(job.directory, job.environment)
         if not job.options.engine:
             return
@@ -81,7 +83,7 @@ class TrtTarget(Target):
 
 
 def add_plugin(job: BuildJob) -> None:
-    """Copy the plugin into the directory and record it. Raises MissingRequirement, StageError."""
+    """Copy the plugin into the directory and record it. Raises MissingRequirement."""
     library = find_library("tensorrt_plugin")
     check_version(library)
     shutil.copy2(library.path, job.directory / library.path.name)
@@ -99,11 +101,13 @@ def add_plugin(job: BuildJob) -> None:
 
 
 def check_version(library: NativeLibrary) -> None:
-    """Raise StageError where the plugin was built from another version than this package."""
+    """Raise MissingRequirement where the plugin is of another version than this package: as good
+    as none, for the layers it would run are not the ones that were tested."""
     ours = env.version("bitnet-export")
     if ours is not None and library.version != ours:
-        raise StageError(
-            f"the plugin is of version {library.version}, this bitnet-export is {ours}",
+        raise MissingRequirement(
+            f"the plugin {library.path} is of version {library.version}, this bitnet-export is "
+            f"{ours}",
             where=str(library.path),
             fix="build it again (python tools/build_native.py) or install the matching wheel",
         )

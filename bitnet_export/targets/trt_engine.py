@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,15 @@ def check_plugin_layers(model: Any, built: Built) -> None:
             )
 
 
+def cards_text(capabilities: Sequence[Sequence[int]]) -> str:
+    """[[7, 5], [8, 6]] -> "compute capability 7.5, 8.6"; [], TensorRT-RTX's own choice."""
+    return f"compute capability {', '.join(f'{a}.{b}' for a, b in capabilities) or '8.0 and newer'}"
+
+
 def _summary(file: str, facts: dict[str, Any]) -> str:
     title = f"{TITLES[facts['runtime']]} {facts['version']}"
     if facts["runtime"] == TENSORRT_RTX:
-        cards = ", ".join(f"{a}.{b}" for a, b in facts["compute_capabilities"]) or "8.0 and newer"
+        cards = cards_text(facts["compute_capabilities"])
         return f"{file}: {facts['bytes'] / 1e6:.1f} MB, {title}, for {cards}, {facts['weights']}"
     layers = f"{facts['plugin_layers']} plugin layers of {facts['layers']}"
     return f"{file}: {facts['bytes'] / 1e6:.1f} MB, {title}, {facts['gpu']}, {layers}"

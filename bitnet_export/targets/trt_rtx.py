@@ -35,6 +35,7 @@ class TrtRtxTarget(Target):
 
     name = "trt-rtx"
     runs_on_cpu = False
+    builds = True
     own_options = ("compute_capabilities", "portable_engine")
 
     def check_options(self, options: ExportOptions) -> None:

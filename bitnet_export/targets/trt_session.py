@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,20 +121,22 @@ class EngineSession:
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
         cache, file = config.create_runtime_cache(), self.path.with_suffix(".runtime-cache")
-        if file.is_file():
-            cache.deserialize(file.read_bytes())
-        else:
+        # False: of another card, driver or TensorRT-RTX, or damaged. It is then made anew.
+        if not (file.is_file() and cache.deserialize(file.read_bytes())):
             self._cache = (cache, file)
         config.set_runtime_cache(cache)
         return self._engine.create_execution_context(config)
 
     def _keep_cache(self) -> None:
-        """Write the runtime cache once; a directory that cannot be written only costs time."""
+        """Write the runtime cache once, whole or not at all; a directory that cannot be written
+        only costs time."""
         if self._cache is not None:
             cache, file = self._cache
             self._cache = None
+            partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
             with contextlib.suppress(OSError):
-                file.write_bytes(bytes(cache.serialize()))
+                partial.write_bytes(bytes(cache.serialize()))
+                partial.replace(file)
 
     def get_inputs(self) -> list[TensorInfo]:
         """Input descriptions with name, shape and type."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bitnet_export import manifest, onnx_io
 from bitnet_export.options import Progress
@@ -20,6 +17,7 @@ from bitnet_export.targets.trt_environment import choose_engine, this_machine
 from bitnet_export.targets.trt_session import EngineSession, open_engine
 from bitnet_export.verify.feeds import Case
 from bitnet_export.verify.results import SpeedRow
+from bitnet_export.verify.speed import speed_row
 
 BASELINE_ENGINE = f"{manifest.INTERMEDIATE}/baseline.engine"
 
@@ -44,8 +42,10 @@ def measure_engine_speed(
     rows = []
     for case in cases:
         timers = [session.time(case.feeds, samples) for session in (before, engine)]
-        taken = time_interleaved(timers, samples, seed)
-        rows.append(_row(case.label, f"{record.dtype} engine", engine, taken))
+        before_ms, after_ms = time_interleaved(timers, samples, seed)
+        provider = engine.get_providers()[0]
+        name = f"{record.dtype} engine"
+        rows.append(speed_row(case.label, 0, name, provider, before_ms, after_ms))
     return rows
 
 
@@ -85,24 +85,3 @@ def time_interleaved(
         for i in order:
             taken[i].append(timers[i]())
     return taken
-
-
-def _row(label: str, baseline: str, engine: Any, taken: list[list[float]]) -> SpeedRow:
-    before, after = taken
-    before_50, before_90, before_99 = np.percentile(before, (50, 90, 99)).tolist()
-    after_50, after_90, after_99 = np.percentile(after, (50, 90, 99)).tolist()
-    return SpeedRow(
-        shape=label,
-        threads=0,
-        baseline=baseline,
-        baseline_ms=before_50,
-        ms=after_50,
-        ratio=before_50 / after_50,
-        baseline_p90_ms=before_90,
-        baseline_p99_ms=before_99,
-        p90_ms=after_90,
-        p99_ms=after_99,
-        baseline_samples_ms=[round(value, 5) for value in before],
-        samples_ms=[round(value, 5) for value in after],
-        provider=engine.get_providers()[0],
-    )

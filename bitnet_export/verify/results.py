@@ -50,6 +50,18 @@ class SizePart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineSize:
+    """A TensorRT or TensorRT-RTX engine that was built beside the ONNX file."""
+
+    file: str = described("the engine's file name")
+    bytes: int = described("the engine file: weights, compiled code and all", "bytes")
+    ratio: float = described("baseline_bytes / bytes: full-precision ONNX over engine", "times")
+    runtime: str = described("what runs it, `TensorRT-RTX 1.7.1` for instance")
+    built_for: str = described("GPU model, or compute capabilities it was built for")
+    weights: str = described("how it holds the ternary layers' weights: int4, float16, 2-bit")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SizeBlock:
     """The whole deployment's ONNX bytes against the baseline's; external data counted."""
 
@@ -60,6 +72,10 @@ class SizeBlock:
     by_part: dict[str, SizePart] = described(
         "`linear`, `embeddings`, `rest` (other tensors) and `graph` (nodes and names); "
         "their bytes sum to the totals exactly"
+    )
+    engines: list[EngineSize] = described(
+        "engines that were built, each a file that is deployed in place of the ONNX file",
+        default=list,
     )
 
 

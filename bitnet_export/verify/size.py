@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitnet_export import onnx_io, op
 from bitnet_export.errors import InputError
-from bitnet_export.verify.results import SizeBlock, SizePart
+from bitnet_export.targets.trt_build import TITLES
+from bitnet_export.targets.trt_engine import cards_text
+from bitnet_export.verify.results import EngineSize, SizeBlock, SizePart
 
 LINEAR, EMBEDDINGS, REST, GRAPH = "linear", "embeddings", "rest", "graph"
 PARTS = (LINEAR, EMBEDDINGS, REST, GRAPH)
@@ -109,6 +111,21 @@ def size_block(baseline: Path | str, path: Path | str) -> SizeBlock:
         ratio=before.total / after.total,
         by_part=parts,
     )
+
+
+def engine_sizes(environment: Mapping[str, Any], baseline_bytes: int) -> list[EngineSize]:
+    """The engines that a manifest's environment records, against the full-precision ONNX."""
+    return [
+        EngineSize(
+            file=file,
+            bytes=facts["bytes"],
+            ratio=baseline_bytes / facts["bytes"],
+            runtime=f"{TITLES[facts['runtime']]} {facts['version']}",
+            built_for=facts.get("gpu") or cards_text(facts["compute_capabilities"]),
+            weights=facts.get("weights", "2-bit"),
+        )
+        for file, facts in environment.get("engines", {}).items()
+    ]
 
 
 class _Graph:

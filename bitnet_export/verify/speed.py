@@ -11,6 +11,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def measure_speed(
         runs = [_bind(session, case) for session in sessions]
         before, after = time_interleaved(runs, samples=samples, budget_s=budget_s, seed=seed)
         used = [measure_memory(p, case.feeds, count) if memory else None for p in paths]
-        rows.append(_row(case.label, count, name, provider, before, after, used))
+        row = speed_row(case.label, count, name, provider, before, after)
+        rows.append(replace(row, baseline_memory_bytes=used[0], memory_bytes=used[1]))
     return rows
 
 
@@ -123,15 +125,15 @@ def _goes_on(done: int, elapsed: float, samples: int, budget_s: float) -> bool:
     return done < samples or (elapsed < SETTLE_SECONDS and done < MAX_SAMPLES)
 
 
-def _row(
+def speed_row(
     label: str,
     threads: int,
     baseline: str,
     provider: str,
-    before: list[float],
-    after: list[float],
-    memory: list[int | None],
+    before: Sequence[float],
+    after: Sequence[float],
 ) -> SpeedRow:
+    """Milliseconds of two sides -> their percentiles and ratio, the samples beside them."""
     before_50, before_90, before_99 = np.percentile(before, (50, 90, 99)).tolist()
     after_50, after_90, after_99 = np.percentile(after, (50, 90, 99)).tolist()
     return SpeedRow(
@@ -148,6 +150,4 @@ def _row(
         baseline_samples_ms=[round(value, 5) for value in before],
         samples_ms=[round(value, 5) for value in after],
         provider=provider,
-        baseline_memory_bytes=memory[0],
-        memory_bytes=memory[1],
     )

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from bitnet_export import manifest, native
+from bitnet_export import manifest
 from bitnet_export.errors import InputError, MissingRequirement, StageError, UsageError
 from bitnet_export.options import ExportOptions
 from bitnet_export.passes import RetargetTensorRT, run_passes
 from bitnet_export.targets import load_session, target_for, trt, trt_build, trt_engine
+from bitnet_export.targets.base import Target
 from bitnet_export.targets.trt_build import Built
 from bitnet_export.targets.trt_environment import Machine, check_environment, choose_engine
 from bitnet_export.targets.trt_worker import count_plugin_layers
@@ -117,10 +118,61 @@ class TestWithoutTensorRT:
         assert "TensorRT is not installed" in capsys.readouterr().err
 
 
-def test_a_plugin_of_another_version_is_refused(tmp_path):
-    library = native.NativeLibrary(tmp_path / "p.so", "package", "0.0.1", "00")
-    with pytest.raises(StageError, match=r"of version 0\.0\.1, this bitnet-export is"):
-        trt.check_version(library)
+@pytest.mark.usefixtures("no_tensorrt")
+class TestPluginOfAnotherVersion:
+    """It counts as none: never copied, and no reason to fail where no engine is asked for."""
+
+    @pytest.fixture
+    def job(self, tmp_path, model, plugin):
+        def make(**options):
+            plugin.write_bytes(b"@(#)bitnet-export library=tensorrt_plugin version=0.0.1;")
+            return job_for(tmp_path / "out", model, target="trt", **options)
+
+        return make
+
+    def test_no_engine_is_a_success_that_says_so(self, job):
+        made = job(engine=False)
+        trt.TrtTarget().build(made)
+        assert not list(made.directory.glob("*.so"))
+        assert "plugin" not in made.environment
+        (said,) = (d for d in made.lowered.decisions if d.name == "plugin")
+        assert said.choice == "not beside the model"
+        assert "of version 0.0.1, this bitnet-export is" in said.reason
+
+    def test_an_engine_is_refused_as_without_a_plugin(self, job):
+        with pytest.raises(MissingRequirement, match=r"of version 0\.0\.1") as error:
+            trt.TrtTarget().build(job())
+        assert error.value.exit_code == 3
+
+    def test_build_engine_sh_says_what_to_do_later(self, job, monkeypatch):
+        made = job(engine=False)
+        trt.TrtTarget().build(made)
+        record = manifest.Manifest(name="m", target="trt", environment=made.environment)
+        manifest.write_manifest(record, made.directory)
+        monkeypatch.setattr(trt_engine, "missing_for", lambda runtime: [])
+        with pytest.raises(MissingRequirement, match="found no plugin library; export again"):
+            trt_engine.finish(made.directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "builds"), [("onnx", False), ("ort", False), ("trt", True), ("trt-rtx", True)]
+)
+def test_only_targets_that_build_something_have_a_build_stage(name, builds):
+    target = target_for(name)
+    assert target.builds is builds
+    # A target that overrides the hook and does not say so would never be asked to build.
+    assert (type(target).build is not Target.build) is builds
+
+
+def test_timing_caches_are_kept_by_version_and_card(monkeypatch, tmp_path):
+    monkeypatch.setenv(trt_build.CACHE_VARIABLE, str(tmp_path))
+    path = trt_build.timing_cache("10.14.1", "NVIDIA GeForce GTX 1660 Ti")
+    assert path == tmp_path / "timing-10.14.1-NVIDIA-GeForce-GTX-1660-Ti.cache"
+    others = {trt_build.timing_cache("10.13.0", "T4"), trt_build.timing_cache("10.14.1", "T4")}
+    assert len({path, *others}) == 3
+    monkeypatch.delenv(trt_build.CACHE_VARIABLE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert trt_build.timing_cache("1", "T4").parent == tmp_path / ".cache" / "bitnet-export"
 
 
 def test_engine_of_a_target_without_one_is_refused(tmp_path):

@@ -5,8 +5,6 @@ Nothing here runs an engine: that needs a GPU.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -18,6 +16,7 @@ from bitnet_export.pipeline import run_export
 from bitnet_export.targets import load_session, target_for, trt_rtx
 from bitnet_export.targets.trt_build import Request, build_engine
 from tests.passes.graphs import ternary_case
+from tests.targets.engine_weights import differing_bytes, with_other_weights
 from tests.targets.trt_support import Recorded, job_for, lowered_for_rtx, require_rtx
 
 MODELS = ("digits", "bert", "llama")
@@ -110,6 +109,17 @@ def test_engines_for_turing_and_ampere(exported, name):
         assert (directory / file).stat().st_size == facts["bytes"] > 10_000
         assert file in record.files
     assert record.dtype == "fp16"
+    assert "build" in [row.name for row in report.stages]
+    sizes = {row.file: row for row in report.size.engines}
+    assert set(sizes) == set(record.environment["engines"])
+    for file, row in sizes.items():
+        assert row.bytes == (directory / file).stat().st_size
+        assert row.ratio == pytest.approx(report.size.baseline_bytes / row.bytes)
+    row = sizes["model-sm86.engine"]
+    assert (row.weights, row.built_for) == ("int4", "compute capability 8.6")
+    assert row.runtime.startswith("TensorRT-RTX 1.")
+    assert "Engines built" in (directory / "report.html").read_text()
+    assert "engine model-sm86.engine, int4 weights" in (directory / "report.md").read_text()
     assert report.verdict == "pass", [g for g in report.gates if not g.passed]
 
 
@@ -142,7 +152,39 @@ def test_progress_of_the_builder_is_passed_on(exported):
     assert (steps[-1][1], steps[-1][1]) in steps
 
 
-def test_an_engine_costs_at_most_4_3_bits_a_weight(tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_int4_weights_cost_at_most_4_3_bits(exported, name, tmp_path):
+    directory, _, _ = exported(name)
+    check_int4_bytes(directory, "model-sm86.engine", tmp_path)
+
+
+def check_int4_bytes(directory, file, folder):
+    """The bytes of the built engine that hold its linears' weights and scales: 4.125 bits a
+    weight where K is a multiple of 128. Returns the bits a weight."""
+    model = onnx_io.read_model(directory / manifest.MODEL)
+    weights = int4_weights(model)
+    record = manifest.read_manifest(directory)
+    path = onnx_io.write_model(with_other_weights(model), folder / "other.onnx")
+    other = folder / "other.engine"
+    cards = ((8, 6),)
+    build_engine(Request("tensorrt_rtx", path, other, record.environment["profile"], cards))
+    found = differing_bytes((directory / file).read_bytes(), other.read_bytes())
+    bits = 8 * found / weights
+    assert 4.0 <= bits <= 4.3
+    return bits
+
+
+def test_the_same_model_builds_the_same_engine(exported, tmp_path):
+    """What check_int4_bytes stands on: what differs is weights, and nothing but weights."""
+    directory, _, _ = exported("digits")
+    profile = manifest.read_manifest(directory).environment["profile"]
+    again = tmp_path / "again.engine"
+    model = directory.absolute() / manifest.MODEL
+    build_engine(Request("tensorrt_rtx", model, again, profile, ((8, 6),)))
+    assert again.read_bytes() == (directory / "model-sm86.engine").read_bytes()
+
+
+def test_a_whole_engine_costs_at_most_4_3_bits_a_weight(tmp_path):
     """One large linear: the whole engine, code included, against its weights."""
     k, n = 2560, 6912
     model = lowered_for_rtx(ternary_case(k, n))
@@ -338,9 +380,8 @@ def test_running_needs_a_gpu_and_says_so(exported):
 
 
 @pytest.mark.slow
-def test_minilm_int4_saves_what_it_should(tmp_path):
-    """Real weights. int4 against float16 engines for 8.6 of the same model: whatever the code of
-    the two weighs, the weights must have gone from 16 bits to at most 4.3."""
+def test_minilm_int4_weights_cost_at_most_4_3_bits(tmp_path):
+    """Real weights, in an engine of which they are a sixth."""
     from importlib.util import find_spec
     from pathlib import Path
 
@@ -356,21 +397,8 @@ def test_minilm_int4_saves_what_it_should(tmp_path):
         threads=1,
     )
     run_export(options)
-    model = onnx_io.read_model(tmp_path / "out" / manifest.MODEL)
-    weights = int4_weights(model)
-    assert weights > 10_000_000
-    record = json.loads((tmp_path / "out" / manifest.MANIFEST).read_text())
-    turing, ampere = (
-        record["environment"]["engines"][f"model-sm{sm}.engine"]["bytes"] for sm in (75, 86)
-    )
-    dense = _dense_engine_bytes(tmp_path, model, record["environment"]["profile"])
-    assert 16 - 8 * (dense - ampere) / weights <= 4.3
+    assert int4_weights(onnx_io.read_model(tmp_path / "out" / manifest.MODEL)) > 10_000_000
+    bits = check_int4_bytes(tmp_path / "out", "model-sm86.engine", tmp_path)
+    assert bits == pytest.approx(4.125, abs=0.02)
+    turing, ampere = ((tmp_path / "out" / f"model-sm{sm}.engine").stat().st_size for sm in (75, 86))
     assert ampere < 0.7 * turing
-
-
-def _dense_engine_bytes(folder, model, profile):
-    from bitnet_export.passes.lower_rtx import dense_weights
-
-    path = onnx_io.write_model(dense_weights(model)[0], folder / "dense.onnx")
-    request = Request("tensorrt_rtx", path, folder / "dense.engine", profile, ((8, 6),))
-    return build_engine(request).bytes

@@ -6,15 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from bitnet_export import env, manifest
 from bitnet_export.errors import InputError, MissingRequirement, StageError, UsageError
 from bitnet_export.targets import load_session, trt_cuda, trt_session
 from bitnet_export.targets.trt_session import EngineSession, provider_options
 from bitnet_export.verify import engine_speed
+from bitnet_export.verify.engine_parity import compare_engine
 from bitnet_export.verify.feeds import Case
-from tests.targets.trt_fakes import FakeTensorRT, HostCuda
-from tests.targets.trt_support import trt_record
+from tests.targets.trt_fakes import FakeRtx, FakeTensorRT, HostCuda
+from tests.targets.trt_support import require_rtx, trt_record
 
 STATIC = {"x": {"min": [4, 8], "opt": [4, 8], "max": [4, 8]}}
 DYNAMIC = {"x": {"min": [1, 8], "opt": [4, 8], "max": [16, 8]}}
@@ -138,6 +140,128 @@ class TestLoadSession:
         with pytest.raises(MissingRequirement, match=r"TensorRT 10\.14\.1, here 10\.9\.0"):
             load_session(t4_directory)
         assert tensorrt.loaded == []
+
+
+class TestRuntimeCache:
+    """TensorRT-RTX compiles for the card on the first run; FakeRtx keeps to the wheel's API."""
+
+    @pytest.fixture
+    def rtx(self, cuda, monkeypatch):
+        fake = FakeRtx(cuda)
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+        return fake
+
+    def run_once(self, engine_file):
+        session = EngineSession(engine_file, "tensorrt_rtx", DYNAMIC)
+        assert np.array_equal(session.run(None, {"x": x_of(4)})[0], 2 * x_of(4))
+        return session
+
+    def test_what_was_compiled_is_kept_and_found_again(self, engine_file, rtx):
+        cache = engine_file.with_suffix(".runtime-cache")
+        self.run_once(engine_file)
+        assert cache.read_bytes() == rtx.compiled()
+        written = cache.stat().st_mtime_ns
+        self.run_once(engine_file)
+        assert rtx.caches[-1].loaded == rtx.compiled()
+        assert cache.stat().st_mtime_ns == written
+        assert not list(engine_file.parent.glob("*.partial"))
+
+    def test_a_cache_of_another_card_is_replaced(self, engine_file, rtx):
+        cache = engine_file.with_suffix(".runtime-cache")
+        cache.write_bytes(b"compiled for another card")
+        self.run_once(engine_file)
+        assert rtx.caches[-1].loaded is None
+        assert cache.read_bytes() == rtx.compiled()
+
+    def test_a_directory_that_cannot_be_written_is_no_error(self, engine_file, rtx, monkeypatch):
+        def refuse(self, data):
+            raise PermissionError(13, "read-only", str(self))
+
+        monkeypatch.setattr(type(engine_file), "write_bytes", refuse)
+        self.run_once(engine_file)
+        assert not engine_file.with_suffix(".runtime-cache").exists()
+
+    @pytest.mark.usefixtures("rtx")
+    def test_the_context_is_made_with_the_cache(self, engine_file):
+        session = EngineSession(engine_file, "tensorrt_rtx", DYNAMIC)
+        assert session._context.config.cache is not None
+
+
+def test_the_real_wheel_has_the_api_that_sessions_call():
+    """What FakeTensorRT and FakeRtx stand for, by name and by the wheel's own signatures: whether
+    it behaves as documented shows only on a GPU."""
+    require_rtx()
+    import tensorrt_rtx as trt
+
+    signatures = [
+        (trt.ICudaEngine.create_runtime_config, "-> "),
+        (trt.ICudaEngine.create_execution_context, "runtime_config: "),
+        (trt.ICudaEngine.get_tensor_name, "index: "),
+        (trt.ICudaEngine.get_tensor_mode, "name: str"),
+        (trt.ICudaEngine.get_tensor_dtype, "name: str"),
+        (trt.ICudaEngine.get_tensor_shape, "name: str"),
+        (trt.IRuntimeConfig.create_runtime_cache, "-> "),
+        (trt.IRuntimeConfig.set_runtime_cache, "cache: "),
+        (trt.IRuntimeCache.serialize, "IHostMemory"),
+        (trt.IRuntimeCache.deserialize, "-> bool"),
+        (trt.IExecutionContext.set_input_shape, "-> bool"),
+        (trt.IExecutionContext.set_tensor_address, "-> bool"),
+        (trt.IExecutionContext.get_tensor_shape, "name: str"),
+        (trt.IExecutionContext.execute_async_v3, "-> bool"),
+        (trt.IExecutionContext.is_stream_capturable, "-> bool"),
+        (trt.Runtime.deserialize_cuda_engine, "-> "),
+        (trt.IPluginRegistry.load_library, "plugin_path: str"),
+    ]
+    for function, part in signatures:
+        assert part in str(function.__doc__), f"{function.__name__}: {function.__doc__}"
+    assert trt.nptype(trt.DataType.HALF) is np.float16
+    assert trt.TensorIOMode.INPUT != trt.TensorIOMode.OUTPUT
+    assert isinstance(vars(trt.ICudaEngine)["num_io_tensors"], property)
+
+
+class TestEngineParity:
+    """The engine against its ONNX model; the stand-in engine doubles x."""
+
+    def compare(self, directory, factor, cases=None):
+        runner = OnnxrtRunner(lambda: Multiplies(factor), name="lowered")
+        record = manifest.read_manifest(directory)
+        record.parity_kinds = ["fp16"]
+        cases = cases or [Case("batch=4", {"x": x_of(4)}), Case("batch=17", {"x": x_of(17)})]
+        return compare_engine(directory, record, runner, cases, name="lowered")
+
+    @pytest.mark.usefixtures("tensorrt")
+    def test_equal_results_pass_and_cases_outside_the_profile_are_left_out(self, t4_directory):
+        rows = self.compare(t4_directory, 2.0)
+        assert [(row.pair, row.shape, row.passed) for row in rows] == [
+            ("lowered -> engine", "batch=4", True)
+        ]
+
+    @pytest.mark.usefixtures("tensorrt")
+    def test_without_a_case_in_the_profile_nothing_is_claimed(self, t4_directory):
+        with pytest.raises(MissingRequirement, match="none of the shapes compared"):
+            self.compare(t4_directory, 2.0, [Case("batch=17", {"x": x_of(17)})])
+
+    @pytest.mark.usefixtures("tensorrt")
+    def test_other_results_fail(self, t4_directory):
+        (row,) = self.compare(t4_directory, 2.5)
+        assert not row.passed
+        assert row.max_abs > 0.1
+
+
+class Multiplies:
+    """Stands for an ONNX Runtime session of the model that the stand-in engine was made from."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def get_inputs(self):
+        return [trt_session.TensorInfo("x", [-1, 8], "tensor(float)")]
+
+    def get_outputs(self):
+        return [trt_session.TensorInfo("y", [-1, 8], "tensor(float)")]
+
+    def run(self, names, feeds):
+        return [np.float32(self.factor) * feeds["x"]]
 
 
 def test_bench_interleaves_engine_and_baseline(t4_directory, tensorrt, monkeypatch, engine_file):

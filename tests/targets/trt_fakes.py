@@ -163,6 +163,53 @@ class FakeTensorRT(types.ModuleType):
         return types.SimpleNamespace(load_library=load_library)
 
 
+class FakeRtx(FakeTensorRT):
+    """The module ``tensorrt_rtx``: the same, and a runtime cache that takes back what it gave out
+    and refuses anything else, as IRuntimeCache does across cards and versions."""
+
+    __version__ = "1.7.1"
+
+    def __init__(self, cuda):
+        super().__init__(cuda)
+        self.__name__ = "tensorrt_rtx"
+        self.caches = []
+
+    def compiled(self):
+        return b"compiled for this card"
+
+    def Runtime(self, logger):
+        engine = FakeEngine(self.cuda)
+        engine.create_runtime_config = lambda: FakeRuntimeConfig(self)
+        return types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+
+
+class FakeRuntimeConfig:
+    def __init__(self, rtx):
+        self.rtx, self.cache = rtx, None
+
+    def create_runtime_cache(self):
+        self.rtx.caches.append(FakeRuntimeCache(self.rtx))
+        return self.rtx.caches[-1]
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class FakeRuntimeCache:
+    def __init__(self, rtx):
+        self.rtx, self.loaded = rtx, None
+
+    def deserialize(self, blob):
+        if blob != self.rtx.compiled():
+            return False
+        self.loaded = blob
+        return True
+
+    def serialize(self):
+        return memoryview(self.rtx.compiled())
+
+
 class FakeEngine:
     num_io_tensors = 2
 
@@ -181,8 +228,10 @@ class FakeEngine:
     def get_tensor_shape(self, name):
         return (-1, 8)
 
-    def create_execution_context(self):
-        return FakeContext(self.cuda)
+    def create_execution_context(self, runtime_config=None):
+        context = FakeContext(self.cuda)
+        context.config = runtime_config
+        return context
 
 
 class FakeContext:

@@ -78,11 +78,12 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
         for decision in lowered.decisions:
             progress.note(f"{decision.name}: {decision.choice} ({decision.reason})")
         job = work.build_job(lowered, opt_sizes)
-        try:
-            with stage("build", options.target):
-                target.build(job)
-        except MissingRequirement as error:
-            missing = error  # what was made is kept; said at the end
+        if target.builds:
+            try:
+                with stage("build", options.target):
+                    target.build(job)
+            except MissingRequirement as error:
+                missing = error  # what was made is kept; said at the end
         if options.triton is not None:
             trt_triton.write_repository(job, loaded.name)
         work.write_manifest(lowered, opt_sizes, job.environment)

@@ -1,6 +1,7 @@
 """Which modules of a model can be ternary, and for the others the reason why not.
 
-Only looks; swap.py replaces. A site is a dense layer whose whole work is x @ W^T + b.
+Only looks; swap.py replaces. A site is a dense layer whose whole work is x @ W^T + b, or a
+convolution without groups.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from bitnet_export.errors import InputError
 from bitnet_export.load.hf_bitnet import BitNetLinear, from_hf_layer, is_hf_bitnet
 from bitnet_export.ternary.attention import SplitMultiheadAttention
 from bitnet_export.ternary.config import LayerStatus, TernaryConfig
-from bitnet_export.ternary.layers import BitConv1D, BitLinear, TernaryLinear
+from bitnet_export.ternary.conv import BitConv1d, BitConv2d, conv_spec, why_float
+from bitnet_export.ternary.layers import BitConv1D, BitLayer, BitLinear, TernaryLayer
 from bitnet_export.ternary.quantizers import QuantizerSpec, spec_for
 
-Site = tuple[type[BitLinear], Any]
+Site = tuple[type[BitLayer], Any]
 """The class to build and the module to build it from (weight, bias, rms_norm)."""
 
 
@@ -44,7 +46,23 @@ def as_site(module: Any) -> Site | None:
         return BitLinear, module
     if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
         return BitLinear, module
+    for dense, ternary in ((nn.Conv1d, BitConv1d), (nn.Conv2d, BitConv2d)):
+        own = kind.forward is dense.forward and kind._conv_forward is dense._conv_forward
+        if isinstance(module, dense) and own and module.groups == 1:
+            return ternary, module
     return None
+
+
+def build(decision: Decision) -> nn.Module | None:
+    """The trainable layer a decision asks for, None where the module stays."""
+    if decision.site is None:
+        return None
+    kind, source = decision.site
+    if issubclass(kind, BitConv1d | BitConv2d):
+        conv: nn.Module = kind.from_conv(source, decision.spec)
+        return conv
+    assert issubclass(kind, BitLinear)
+    return kind.from_linear(source, decision.spec)
 
 
 def decide(model: nn.Module, config: TernaryConfig) -> Iterator[Decision]:
@@ -78,6 +96,8 @@ def _decide_site(
         reason = f"shares its weight with the embedding {tied[id(module.weight)]}"
     if reason is None and module is head:
         reason = "output head: no other layer reads an input of its width"
+    if reason is None and is_conv(module):
+        reason = _why_no_conv(module, config)
     if reason is None and weight.shape[1] < config.min_k:
         reason = f"K={weight.shape[1]} is below min_k={config.min_k}"
     if reason is None and not weight.dtype.is_floating_point:
@@ -96,7 +116,10 @@ def _decide_site(
 
 
 def _spec(module: nn.Module, weight: Tensor, config: TernaryConfig) -> tuple[QuantizerSpec, str]:
-    """spec_for, except that Hugging Face's BitNet layers keep the arithmetic they trained with."""
+    """spec_for, except that Hugging Face's BitNet layers keep the arithmetic they trained with and
+    convolutions may have to run in floating point."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return conv_spec(module, config)
     spec, how = spec_for(weight, config)
     if not isinstance(module, BitNetLinear) and not is_hf_bitnet(module):
         return spec, how
@@ -106,11 +129,27 @@ def _spec(module: nn.Module, weight: Tensor, config: TernaryConfig) -> tuple[Qua
     return replace(spec, activation_bits=8), how
 
 
+def is_conv(module: nn.Module) -> bool:
+    """Whether it is a convolution of any kind."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def _why_no_conv(conv: Any, config: TernaryConfig) -> str | None:
+    """The reason against a convolution that only convolutions have."""
+    if config.convolutions == "none":
+        return 'convolutions="none"'
+    if config.convolutions == "matmul" and why_float(conv):
+        return f'{why_float(conv)}: would run in floating point (convolutions="matmul")'
+    if conv.in_channels < config.min_k:
+        what = "channel" if conv.in_channels == 1 else "channels"
+        return f"reads {conv.in_channels} {what}, below min_k={config.min_k}: few weights to save"
+    return None
+
+
 def _matrix(site: Site) -> Tensor:
     """The site's weight as [N, K]."""
     kind, module = site
-    weight = module.weight.detach()
-    return weight.t() if kind.transposed else weight
+    return kind.as_matrix(module.weight.detach())
 
 
 def _tied_weights(model: nn.Module) -> dict[int, str]:
@@ -123,7 +162,7 @@ def _tied_weights(model: nn.Module) -> dict[int, str]:
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
-    """The last dense layer, if its output is as wide as no other dense layer's input.
+    """The last dense layer or convolution, if its output is as wide as no other one's input.
 
     That is what a classifier or language-model head looks like whatever it is called, and what a
     block that returns to the residual width is not. A model of one layer has no head.
@@ -131,16 +170,17 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     sites = [(m, site) for m in model.modules() if (site := as_site(m)) is not None]
     if len(sites) < 2:
         return None
-    widths = {_matrix(site).shape[1] for _, site in sites}
+    widths = {_matrix(site).shape[1] for m, site in sites if not is_conv(m)}
+    convs: list[Any] = [m for m in model.modules() if is_conv(m)]
+    widths |= {m.in_channels for m in convs}
     last, site = sites[-1]
     return None if _matrix(site).shape[0] in widths else last
 
 
 def _kept(path: str, module: nn.Module) -> LayerStatus | None:
     """The row for a module that has weights of its own and no ternary form; None without any."""
-    if isinstance(module, BitLinear | TernaryLinear):
-        size = module.in_features * module.out_features
-        return LayerStatus(path, "ternary", "already prepared", size)
+    if isinstance(module, BitLayer | TernaryLayer):
+        return LayerStatus(path, "ternary", "already prepared", module.weight.numel())
     parameters = list(module.parameters(recurse=False))
     size = sum(p.numel() for p in parameters)
     if not size:
@@ -149,7 +189,7 @@ def _kept(path: str, module: nn.Module) -> LayerStatus | None:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         reason = "embedding: looked up, not multiplied"
     elif isinstance(module, nn.modules.conv._ConvNd):
-        reason = "convolutions stay in floating point"
+        reason = _why_no_site(module)
     elif "norm" in name.lower():
         reason = "normalization stays in floating point"
     elif isinstance(module, nn.MultiheadAttention) and not isinstance(
@@ -163,3 +203,17 @@ def _kept(path: str, module: nn.Module) -> LayerStatus | None:
     else:
         reason = f"{name} is no linear layer"
     return LayerStatus(path or "(model)", "kept", reason, size)
+
+
+def _why_no_site(conv: Any) -> str:
+    """The reason against a convolution that as_site refuses."""
+    name = type(conv).__name__
+    if conv.transposed:
+        return f"{name}: transposed convolutions stay in floating point"
+    if conv.groups == conv.in_channels > 1:
+        return "depthwise convolution: sums over no channels, stays in floating point"
+    if conv.groups > 1:
+        return f"convolution with groups={conv.groups} stays in floating point"
+    if not isinstance(conv, nn.Conv1d | nn.Conv2d):
+        return f"{name} stays in floating point"
+    return f"{name} has a forward of its own"

@@ -1,7 +1,8 @@
 """prepare, convert and to_linear: swapping layers in a model, in place and back.
 
-prepare: dense layers -> BitLinear (trainable). convert: BitLinear -> TernaryLinear (packed).
-to_linear undoes either. What is swapped is decided in sites.py.
+prepare: dense layers -> BitLinear and BitConv2d (trainable). convert: those -> TernaryLinear and
+TernaryConv (packed), or a dense convolution with ternary weights. to_linear undoes either. What is
+swapped is decided in sites.py.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from bitnet_export.ternary.attention import (
     guard_fast_paths,
 )
 from bitnet_export.ternary.config import LayerStatus, TernaryConfig
-from bitnet_export.ternary.layers import BitLinear, TernaryLinear
-from bitnet_export.ternary.sites import as_site, decide
+from bitnet_export.ternary.layers import BitLayer, TernaryLayer
+from bitnet_export.ternary.sites import as_site, build, decide
 
 _STATUS = "_bitnet_layer_status"
-_TERNARY = (BitLinear, TernaryLinear)
+_TERNARY = (BitLayer, TernaryLayer)
 
 
 def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[LayerStatus]:
-    """Swap the model's linear layers for BitLinear, in place; -> a row per layer with weights.
+    """Swap the model's linear layers and convolutions for ternary ones, in place; -> a row per
+    layer with weights.
 
-    nn.Linear, Hugging Face's Conv1D and BitNet layers, and the projections of
-    nn.MultiheadAttention qualify. Parameters stay the same objects (an attention's fused
-    in_proj_weight is split into copies), modules used at several paths stay shared, state dict
-    keys stay what they were. Layers prepared before are left alone.
+    nn.Linear, Hugging Face's Conv1D and BitNet layers, the projections of nn.MultiheadAttention,
+    and nn.Conv1d and nn.Conv2d without groups qualify. Parameters stay the same objects (an
+    attention's fused in_proj_weight is split into copies), modules used at several paths stay
+    shared, state dict keys stay what they were. Layers prepared before are left alone.
 
     Raises UsageError if the model itself is one layer, InputError for weights with NaN or Inf.
     """
@@ -45,14 +47,10 @@ def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[Layer
     _replace(model, lambda path, m: _split(path, m, config))
     decisions = {d.status.name: d for d in decide(model, config)}
 
-    def to_bitlinear(path: str, module: nn.Module) -> nn.Module | None:
-        decision = decisions.get(path)
-        if decision is None or decision.site is None:
-            return None
-        kind, source = decision.site
-        return kind.from_linear(source, decision.spec)
+    def to_trainable(path: str, _: nn.Module) -> nn.Module | None:
+        return build(decisions[path]) if path in decisions else None
 
-    _replace(model, to_bitlinear)
+    _replace(model, to_trainable)
     guard_fast_paths(model, _TERNARY)
     rows = [d.status for d in decisions.values()]
     setattr(model, _STATUS, rows)
@@ -60,28 +58,30 @@ def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[Layer
 
 
 def convert(model: nn.Module) -> list[LayerStatus]:
-    """Freeze every BitLinear into a packed TernaryLinear, in place; -> prepare's rows.
+    """Freeze every BitLinear and BitConv2d into a packed layer, in place; -> prepare's rows.
 
-    Layers that share a weight share the packed one. Outputs do not change by a bit (float32).
+    Layers that share a weight share the packed one. A convolution that runs in floating point
+    becomes an ordinary one with weights {-s, 0, +s}. Outputs do not change by a bit (float32).
     Raises UsageError if there is nothing to convert, InputError if training left NaN or Inf.
     """
     packed: dict[object, tuple[Tensor, Tensor]] = {}
+    before = list(model.modules())  # keeps the ids in ``packed`` alive
 
     def to_packed(path: str, module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, BitLinear):
+        if not isinstance(module, BitLayer):
             return None
         if not bool(module.weight.isfinite().all()):
             raise InputError("the weights hold NaN or Inf", where=path, fix="train it again")
-        new = TernaryLinear.from_bitlinear(module)
-        key = (id(module.weight), module.spec, None if module.alpha is None else id(module.alpha))
-        new.packed_weight, new.scale = packed.setdefault(key, (new.packed_weight, new.scale))
+        new = module.freeze()
+        if isinstance(new, TernaryLayer):
+            key = (id(module.weight), module.spec, id(module.alpha))
+            new.packed_weight, new.scale = packed.setdefault(key, (new.packed_weight, new.scale))
         return new
 
-    before = list(model.modules())  # keeps the ids in ``packed`` alive
     _replace(model, to_packed)
-    if not any(isinstance(m, TernaryLinear) for m in model.modules()):
+    if not any(isinstance(m, _TERNARY) for m in before):
         raise UsageError(
-            "there is no BitLinear layer to convert",
+            "there is no BitLinear or BitConv2d layer to convert",
             where="convert",
             fix="call prepare(model) first; its rows say why each layer was kept",
         )
@@ -93,8 +93,9 @@ def convert(model: nn.Module) -> list[LayerStatus]:
 def to_linear(model: nn.Module) -> None:
     """Undo prepare or convert, in place.
 
-    A BitLinear gives back its float weight (the same Parameter); a TernaryLinear the dequantized
-    one, since the float weight is gone. Attention modules get their fused projection back.
+    A layer prepare made gives back its float weight (the same Parameter); one convert made the
+    dequantized weight, since the float weight is gone. Attention modules get their fused
+    projection back.
     """
     _replace(model, lambda _, m: m.to_linear() if isinstance(m, _TERNARY) else None)
     _replace(model, _fuse)

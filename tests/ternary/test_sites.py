@@ -131,7 +131,7 @@ def test_every_kept_layer_has_a_reason():
     rows = prepare(model, config)
     assert {r.name for r in rows if r.status == "ternary"} == {"body"}
     for name, words in {
-        "conv": "convolution",
+        "conv": "reads 3 channels",
         "norm": "normalization",
         "words": "embedding",
         "small": "K=3",

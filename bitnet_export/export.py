@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitnet_export import onnx_io, op
+from bitnet_export.axes import is_sum
 from bitnet_export.errors import StageError, first_line
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def export_module(
     assert program is not None
     model = program.model_proto
     _name_layers(model)
+    _name_sums(model, dynamic_axes)
     if not output_names:
         _name_outputs(model)
     onnx_io.attach_functions(model)
@@ -98,15 +100,28 @@ def _dynamic_shapes(
     limits: Mapping[str, int],
 ) -> dict[str, dict[int, Any]] | None:
     """Axis names -> torch.export dims; equal names are one dim."""
-    import torch
-
     if not any(dynamic_axes.values()):
         return None
     names = {n for axes in dynamic_axes.values() for n in axes.values()}
-    dims = {name: torch.export.Dim(name, max=limits.get(name)) for name in names}
+    dims = {name: _dim(name, limits.get(name)) for name in names}
     return {
         name: {axis: dims[n] for axis, n in dynamic_axes.get(name, {}).items()} for name in inputs
     }
+
+
+def _dim(name: str, limit: int | None) -> Any:
+    """The sum of two axes has no name in torch: it is found out while the model is traced."""
+    import torch
+
+    return torch.export.Dim.AUTO if is_sum(name) else torch.export.Dim(name, max=limit)
+
+
+def _name_sums(model: onnx.ModelProto, dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Axes that are sums get their names, which torch makes up where it had none."""
+    for value in model.graph.input:
+        for axis, name in dynamic_axes.get(value.name, {}).items():
+            if is_sum(name):
+                value.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 def _translation_table() -> dict[Any, Any]:

@@ -57,9 +57,24 @@ def load_model(options: ExportOptions | FinetuneOptions, progress: Progress) -> 
         data=data,
         trust_pickle=options.trust_pickle,
     )
+    if isinstance(options, ExportOptions) and options.kv_cache:
+        loaded = _with_kv_cache(loaded, options, progress)
     for note in loaded.notes:
         progress.note(note)
     return loaded
+
+
+def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> LoadedModel:
+    """A decoder with its cache as inputs; a file that finetune wrote has no cache in it, so its
+    weights go back into the decoder it was trained from."""
+    from bitnet_export.load.kv_cache import take_weights, with_kv_cache
+
+    found = history.read_history(options.model)
+    if found is None:
+        return with_kv_cache(loaded)
+    original = load_model(replace(options, model=found[0], kv_cache=False), progress)
+    take_weights(original, loaded)
+    return with_kv_cache(original)
 
 
 def pick_recipe(

@@ -126,6 +126,7 @@ class ExportOptions(ModelOptions):
     opt, for the choice of the ONNX Runtime kernel and the shapes that are measured.
     metric: "package.module:function"; metric_data: the file it reads, default data.
     threads: ONNX Runtime threads for verify and bench, None for its own default.
+    kv_cache: a decoder's cache becomes inputs and outputs (load/kv_cache.py).
     finetune_steps: 0 leaves fine-tuning out. embeddings: None leaves them to the recipe.
     compute_capabilities: "7.5", of the cards trt-rtx builds for, one engine each, or with
     portable_engine one for all. embed_plugin: trt engines carry the plugin library. triton: a
@@ -134,6 +135,7 @@ class ExportOptions(ModelOptions):
 
     target: str = "ort"
     output: Path | None = None
+    kv_cache: bool = False
     ternary: TernaryOptions = field(default_factory=TernaryOptions)
     dtype: str = "fp32"
     opset: int | None = None

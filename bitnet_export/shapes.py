@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bitnet_export.axes import is_sum
 from bitnet_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,18 +35,21 @@ def parse_shapes(
                     where=f"{option} {spec}",
                     fix=f"write it like {name}:1x16",
                 )
+            if is_sum(symbol):
+                continue  # follows from the others
             if sizes.setdefault(symbol, int(parts[axis])) != int(parts[axis]):
                 raise UsageError(f"two sizes for axis {symbol}", where=f"{option} {spec}")
     return sizes
 
 
 def opt_sizes(loaded: LoadedModel, options: ExportOptions) -> Sizes:
-    """Axis sizes the kernels are chosen for: --opt-shapes, else the example's with batch 1."""
+    """Axis sizes the kernels are chosen for: --opt-shapes, else the model's usual ones, else the
+    example's with batch 1."""
     from bitnet_export.verify.feeds import as_arrays, axis_sizes
 
     axes = loaded.dynamic_axes
     sizes = axis_sizes(as_arrays(loaded.example_inputs), axes)
-    sizes |= {a[0]: 1 for a in axes.values() if 0 in a}
+    sizes |= {a[0]: 1 for a in axes.values() if 0 in a} | loaded.usual_sizes
     return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shape")
 
 

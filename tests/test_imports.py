@@ -19,7 +19,7 @@ PACKAGE = Path(bitnet_export.__file__).parent
 # its modules. The order is docs' "data flows one way", with what serves all stages on top.
 LINE = (
     {"errors"},
-    {"packing", "env", "options"},
+    {"packing", "env", "options", "axes"},
     {"op"},
     {"onnx_io", "manifest", "native"},
     {"output_dir"},

@@ -83,6 +83,13 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     help="Also write a Triton Inference Server model repository.",
 )
 @shared.model_options("npz or safetensors with example inputs by name.")
+@option(
+    "--kv-cache",
+    "kv_cache",
+    group=shared.MODEL,
+    is_flag=True,
+    help="A Hugging Face decoder's keys and values become inputs and outputs, for generation.",
+)
 @shared.ternary_options()
 @option(
     "--finetune-steps",

@@ -32,6 +32,7 @@ class LoadedModel:
     dynamic_axes: {"ids": {0: "batch", 1: "sequence"}}; {} means that every shape is static.
     axis_limits: the largest size of a dynamic axis, where the model has one.
     output_names: None where the model does not name them.
+    usual_sizes: sizes of axes in everyday use, where those of the example inputs are not typical.
     notes: what was assumed about the inputs, worth telling the user.
     float_layers: of a checkpoint that is ternary already, the linear layers that are not: they
         stay in floating point.
@@ -46,6 +47,7 @@ class LoadedModel:
     dynamic_axes: dict[str, dict[int, str]] = field(default_factory=dict)
     axis_limits: dict[str, int] = field(default_factory=dict)
     output_names: list[str] | None = None
+    usual_sizes: dict[str, int] = field(default_factory=dict)
     hf_config: Any | None = None
     notes: list[str] = field(default_factory=list)
     float_layers: list[str] = field(default_factory=list)

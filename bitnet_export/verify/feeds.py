@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitnet_export.axes import is_sum, size_of
 from bitnet_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def axis_sizes(feeds: Mapping[str, np.ndarray], dynamic_axes: DynamicAxes) -> Si
     sizes: Sizes = {}
     for name, axes in dynamic_axes.items():
         for axis, symbol in axes.items():
-            if name not in feeds:
+            if name not in feeds or is_sum(symbol):
                 continue
             size = feeds[name].shape[axis]
             if sizes.setdefault(symbol, size) != size:
@@ -113,10 +114,11 @@ def make_case(
     if data:
         sample = data[int(rng.integers(len(data)))]
         feeds |= {name: np.asarray(value) for name, value in sample.items() if name in feeds}
-    feeds = {
-        name: resize(value, name, {a: sizes[s] for a, s in dynamic_axes.get(name, {}).items()})
-        for name, value in feeds.items()
+    wanted = {
+        name: {axis: size_of(symbol, sizes) for axis, symbol in axes.items()}
+        for name, axes in dynamic_axes.items()
     }
+    feeds = {name: resize(value, name, wanted.get(name, {})) for name, value in feeds.items()}
     if value_ranges:
         feeds |= _draw({name: feeds[name] for name in value_ranges}, value_ranges, seed)
     return Case(label_of(sizes), feeds)

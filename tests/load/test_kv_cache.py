@@ -1,0 +1,110 @@
+"""--kv-cache: a decoder's cache as named tensors, step by step against transformers itself."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitnet_export.errors import InputError, UsageError
+from bitnet_export.export import export_module
+from bitnet_export.load import load
+from bitnet_export.load.kv_cache import take_weights, with_kv_cache
+
+transformers = pytest.importorskip("transformers")
+ort = pytest.importorskip("onnxruntime")
+LAYERS, HEADS, SIZE = 2, 2, 16
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("decoder")
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=64,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def decoder(directory):
+    return with_kv_cache(load(directory))
+
+
+def empty_cache(batch):
+    names = [f"past_key_values_{i}_{p}" for i in range(LAYERS) for p in ("key", "value")]
+    return {name: np.zeros((batch, HEADS, 0, SIZE), np.float32) for name in names}
+
+
+def test_inputs_and_outputs_are_named(decoder):
+    assert list(decoder.example_inputs)[:3] == [
+        "input_ids",
+        "attention_mask",
+        "past_key_values_0_key",
+    ]
+    assert decoder.output_names[:2] == ["logits", "present_0_key"]
+    assert decoder.dynamic_axes["attention_mask"] == {0: "batch", 1: "past_sequence + sequence"}
+    outputs = decoder.module(*decoder.example_inputs.values())
+    by_name = decoder.module(**decoder.example_inputs)
+    assert len(outputs) == len(decoder.output_names)
+    assert torch.equal(outputs[0], by_name[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_token_by_token_in_onnx_runtime_is_transformers_in_one_go(directory, decoder, batch):
+    model = export_module(
+        decoder.module,
+        decoder.example_inputs,
+        decoder.dynamic_axes,
+        output_names=decoder.output_names,
+    )
+    mask = next(i for i in model.graph.input if i.name == "attention_mask")
+    assert mask.type.tensor_type.shape.dim[1].dim_param == "past_sequence + sequence"
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(0, 96, (batch, 9))
+    cache, steps = empty_cache(batch), []
+    for begin, end in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
+        feeds = {"input_ids": ids[:, begin:end], "attention_mask": np.ones((batch, end), np.int64)}
+        logits, *present = session.run(None, feeds | cache)
+        cache = dict(zip(cache, present, strict=True))
+        steps.append(logits)
+    assert present[0].shape == (batch, HEADS, 9, SIZE)
+    whole = transformers.LlamaForCausalLM.from_pretrained(directory).eval()
+    with torch.no_grad():
+        expected = whole(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_without_a_cache_is_refused(directory):
+    plain = load(directory)
+    plain.hf_config = None
+    with pytest.raises(UsageError, match="ForCausalLM"):
+        with_kv_cache(plain)
+
+
+def test_trained_weights_go_back_into_the_decoder(directory):
+    original, trained = load(directory), load(directory)
+    trained.name, trained.source = "tuned", Path("tuned.pt")
+    with torch.no_grad():
+        for parameter in trained.module.parameters():
+            parameter.add_(1)
+    before = copy.deepcopy(original.module.state_dict())
+    take_weights(original, trained)
+    assert original.name == "tuned"
+    for name, value in original.module.state_dict().items():
+        assert torch.allclose(value, before[name] + 1)
+
+
+def test_weights_of_another_decoder_are_refused(directory):
+    original, trained = load(directory), load(directory)
+    trained.module.model.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 64))
+    with pytest.raises(InputError, match="lm_head"):
+        take_weights(original, trained)

@@ -20,6 +20,7 @@ from bitnet_export.load.data import ArrayData, load_data
 Batch = dict[str, Tensor]
 # Batches sorted together by length: enough to waste little on padding, few enough to stay random.
 LENGTH_WINDOW = 16
+MASK = "attention_mask"
 
 
 class Samples(Protocol):
@@ -52,7 +53,7 @@ class Subset:
 
     def __init__(self, samples: Samples, start: int, stop: int) -> None:
         self.samples, self.start, self.stop = samples, start, stop
-        lengths = getattr(samples, "lengths", None)
+        lengths = lengths_of(samples)
         if lengths is not None:
             self.lengths = lengths[start:stop]
 
@@ -95,7 +96,19 @@ def as_samples(data: Any, tokenizer: str | Path | None = None, max_length: int =
     return data
 
 
-def split(samples: Samples, fraction: float = 0.1, most: int = 512) -> tuple[Samples, Samples]:
+def lengths_of(samples: Samples) -> list[int] | None:
+    """Positions of each sample that are not padding at its end, where the source knows them or
+    an attention mask tells; None elsewhere."""
+    if isinstance(samples, ArrayData):
+        mask = samples.arrays.get(MASK)
+        if mask is None or mask.ndim != 2:
+            return None
+        backwards = (mask != 0)[:, ::-1]
+        return (mask.shape[1] - backwards.argmax(1) * backwards.any(1)).tolist()
+    return getattr(samples, "lengths", None)
+
+
+def split(samples: Samples, fraction: float = 0.1, most: int = 256) -> tuple[Samples, Samples]:
     """(training samples, held-out tail); a source of one sample is used for both."""
     held_out = min(max(1, int(len(samples) * fraction)), most)
     if len(samples) == 1:
@@ -109,8 +122,12 @@ class Batches:
 
     Each epoch is a new permutation; the remainder that fills no batch is left out of that epoch.
     fixed: keep the composition of the batches over epochs and permute only their order, so that
-    what was computed for a batch can be used again.
+    what was computed for a batch can be used again. device: where batches are put. trim: cut the
+    padding that all samples of a batch have at their end (for models of any length only).
     """
+
+    device = torch.device("cpu")
+    trim = False
 
     def __init__(
         self,
@@ -123,6 +140,7 @@ class Batches:
         self.samples, self.input_names, self.seed, self.fixed = samples, input_names, seed, fixed
         self.batch_size = min(batch_size, len(samples))
         self.per_epoch = len(samples) // self.batch_size
+        self.lengths = lengths_of(samples)
         self._epoch = -1
         self._order: list[Tensor] = []
 
@@ -137,13 +155,18 @@ class Batches:
         return self.collate(self.indices(step))
 
     def in_order(self) -> list[Tensor]:
-        """All samples once, for evaluation; the last batch may be smaller."""
+        """All samples once, for evaluation, by length where known; the last may be smaller."""
+        if self.lengths is not None:
+            return list(torch.tensor(self.lengths).argsort(stable=True).split(self.batch_size))
         return list(torch.arange(len(self.samples)).split(self.batch_size))
 
     def collate(self, indices: Tensor) -> Batch:
         """Samples -> one batch, shorter 1-D samples padded with 0 at the end."""
         items = [self._named(self.samples[int(i)]) for i in indices]
-        return {name: _stack(name, [item[name] for item in items]) for name in items[0]}
+        batch = {name: _stack(name, [item[name] for item in items]) for name in items[0]}
+        if self.trim:
+            batch = trimmed(batch)
+        return {name: t.to(self.device) for name, t in batch.items()}
 
     def _epoch_order(self, epoch: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -158,9 +181,8 @@ class Batches:
         """A random partition into batches, of similar lengths where the source knows them."""
         size = self.batch_size
         order = torch.randperm(len(self.samples), generator=generator)[: self.per_epoch * size]
-        lengths = getattr(self.samples, "lengths", None)
-        if lengths is not None:
-            known = torch.tensor(lengths)
+        if self.lengths is not None:
+            known = torch.tensor(self.lengths)
             windows = order.split(LENGTH_WINDOW * size)
             order = torch.cat([w[known[w].argsort(stable=True)] for w in windows])
         return list(order.split(size))
@@ -180,6 +202,17 @@ class Batches:
                 fix="let the Dataset return dicts by input name",
             )
         return dict(zip(names, values, strict=True))
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch without the padding at the end that all of its samples have; entries of another
+    shape than the attention mask [B, S] stay as they are."""
+    mask = batch.get(MASK)
+    if mask is None or mask.dim() != 2:
+        return batch
+    used = mask.ne(0).any(0).nonzero()
+    length = int(used[-1]) + 1 if len(used) else 1
+    return {n: t[:, :length] if t.shape == mask.shape else t for n, t in batch.items()}
 
 
 def _stack(name: str, values: list[Any]) -> Tensor:

@@ -1,25 +1,23 @@
-"""What the student is asked to match, and the measure of how well it does.
+"""What the student is asked to match, as functions of tensors.
 
-Logits: KL divergence at a temperature. Embeddings: cosine of mean-pooled vectors. Inside: mean
-squared error of each block's hidden states, relative to the teacher's mean square so that every
-block weighs alike. Only modules and tensors; nothing here knows a model family.
+Logits: KL divergence at a temperature. Embeddings: cosine of mean-pooled vectors, and the
+similarities among a batch's. Inside: squared error of each block's hidden states, and the
+relations among the positions that attention sees. Every loss is a mean over samples of a loss per
+sample, so that a batch can be worked off in parts and by several processes. No modules here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitnet_export.ternary.layers import BitLinear
-
-# First numbered container in a path: encoder.layer.3.output.dense -> encoder.layer.3
-_BLOCK = re.compile(r"^((?:.*?\.)?\d+)\.")
+# Head size of the relations where the model's own is not known (arXiv:2012.15828 lets it differ).
+RELATION_SIZE = 32
+_ENERGY_FLOOR = 1e-6
 
 
 def primary_output(outputs: Any) -> tuple[str, Tensor]:
@@ -40,30 +38,14 @@ def primary_output(outputs: Any) -> tuple[str, Tensor]:
     raise TypeError(f"the model returns no floating point tensor, only {list(named)}")
 
 
-def choose_objective(name: str, output: Tensor, teacher: nn.Module, student: nn.Module) -> str:
-    """ "logits" if the output is called so or is as wide as a linear layer the student kept in
-    float and that comes last (a head); "mse" for a single number; otherwise "embedding"."""
-    if output.shape[-1] == 1:
-        return "mse"
-    if name == "logits":
-        return "logits"
-    linears = [path for path, m in teacher.named_modules() if isinstance(m, nn.Linear)]
-    if name != "last_hidden_state" and linears:
-        last = teacher.get_submodule(linears[-1])
-        kept = not isinstance(dict(student.named_modules()).get(linears[-1]), BitLinear)
-        if kept and last.out_features == output.shape[-1]:
-            return "logits"
-    return "embedding"
-
-
 def kl_divergence(
     student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None
 ) -> Tensor:
-    """logits [..., C] -> T^2 KL(teacher || student), the mean over (unmasked) positions."""
+    """logits [B, .., C] -> T^2 KL(teacher || student), mean over (unmasked) positions, then B."""
     s = F.log_softmax(student.float() / temperature, dim=-1)
     t = F.log_softmax(teacher.float() / temperature, dim=-1)
     divergence = F.kl_div(s, t, reduction="none", log_target=True).sum(-1)
-    return _mean(divergence, mask) * temperature**2
+    return per_sample(divergence, mask).mean() * temperature**2
 
 
 def cosine_distance(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,13 +54,61 @@ def cosine_distance(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Te
     return (1 - F.cosine_similarity(s, t, dim=-1)).mean()
 
 
-def relative_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """mean (s - t)^2 / mean t^2 over (unmasked) positions."""
-    s, t = student.float(), teacher.float()
-    if s.dim() < 2:
-        return F.mse_loss(s, t) / t.square().mean().clamp_min(1e-6)
-    error = (s - t).square().mean(-1)
-    return _mean(error, mask) / _mean(t.square().mean(-1), mask).clamp_min(1e-6)
+def squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """(s - t)^2, mean over features and (unmasked) positions, then over samples."""
+    return energy(student.float() - teacher.float(), mask)
+
+
+def energy(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B, .., E] or [B] -> mean of x^2 over features and (unmasked) positions, then B."""
+    square = x.float().square()
+    return per_sample(square.mean(-1) if x.dim() > 1 else square, mask).mean()
+
+
+def relative_to(scale: Tensor | float) -> float:
+    """A teacher's energy as the divisor of an error, safe where the teacher says nothing."""
+    return max(float(scale), _ENERGY_FLOOR)
+
+
+def similarity_error(
+    student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, first: int
+) -> Tensor:
+    """Pooled vectors [b, E] of this part, [B, E] of the whole batch -> squared error of the cosine
+    similarities between part and batch, mean over the pairs of two samples.
+
+    first: row of the batch where the part begins. The batch's side is a constant, so each sample
+    answers for its own vector and the gradient is the same however the batch is shared out.
+    """
+    cosines = [
+        F.normalize(part.float(), dim=-1) @ F.normalize(whole.detach().float(), dim=-1).t()
+        for part, whole in ((student, all_student), (teacher, all_teacher))
+    ]
+    error = (cosines[0] - cosines[1]).square()
+    own = torch.arange(len(error), device=error.device)
+    others = torch.ones_like(error)
+    others[own, own + first] = 0
+    return (error * others).sum(1).mean() / max(1, error.shape[1] - 1)
+
+
+def relation_divergence(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, size: int = RELATION_SIZE
+) -> Tensor:
+    """Projections [B, S, D] -> KL between the relations softmax(x x^T / sqrt(size)) of the heads
+    of that size, mean over heads and (unmasked) positions, then B (MiniLMv2, arXiv:2012.15828)."""
+    s, t = _relations(student, mask, size), _relations(teacher, mask, size)
+    divergence = F.kl_div(s, t, reduction="none", log_target=True).sum(-1).mean(1)
+    return per_sample(divergence, mask).mean()
+
+
+def _relations(x: Tensor, mask: Tensor | None, size: int) -> Tensor:
+    """[B, S, D] -> log softmax over keys, [B, heads, S, S]."""
+    if x.shape[-1] % size:
+        size = x.shape[-1]
+    heads = x.float().unflatten(-1, (-1, size)).transpose(1, 2)
+    scores = heads @ heads.transpose(-1, -2) / size**0.5
+    if mask is not None and mask.shape == x.shape[:2]:
+        scores = scores.masked_fill(mask[:, None, None, :] == 0, -1e4)
+    return F.log_softmax(scores, dim=-1)
 
 
 def pool(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,85 +121,9 @@ def pool(x: Tensor, mask: Tensor | None) -> Tensor:
     return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-def _mean(per_position: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over all positions, or over those where a mask of the same shape is set."""
+def per_sample(per_position: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, ..] -> [B], the mean over positions, or over those where a mask of the shape is set."""
     if mask is None or mask.shape != per_position.shape:
-        return per_position.mean()
+        return per_position.flatten(1).mean(1) if per_position.dim() > 1 else per_position
     weight = mask.to(per_position.dtype)
-    return (per_position * weight).sum() / weight.sum().clamp_min(1)
-
-
-class Capture(AbstractContextManager["Capture"]):
-    """Collects the outputs of the named modules: ``capture.take()`` -> tensors in call order."""
-
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        self.model, self.names = model, names
-        self.seen: list[tuple[str, Tensor]] = []
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Capture:
-        for name in self.names:
-            module = self.model.get_submodule(name)
-            self._handles.append(module.register_forward_hook(self._hook(name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def take(self) -> list[Tensor]:
-        """What was seen since the last take."""
-        tensors = [t for _, t in self.seen]
-        self.seen.clear()
-        return tensors
-
-    def _hook(self, name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, tuple | list) and output:
-                output = output[0]
-            if isinstance(output, Tensor) and output.is_floating_point():
-                self.seen.append((name, output))
-
-        return hook
-
-
-def hidden_sites(student: nn.Module, run: Any) -> list[str]:
-    """Paths of the modules whose outputs are compared. run: calls the student once.
-
-    The repeated blocks of a ModuleList or Sequential that hold ternary layers, if they are called
-    as modules; in a flattened model (an exported program) the last ternary layer of each block;
-    in a model without blocks every ternary layer.
-    """
-    ternary = [path for path, m in student.named_modules() if isinstance(m, BitLinear)]
-    blocks = _repeated_blocks(student, ternary)
-    with Capture(student, [*blocks, *ternary]) as capture, torch.no_grad():
-        run()
-        called = list(dict.fromkeys(name for name, _ in capture.seen))
-    if any(block in called for block in blocks):
-        return [name for name in called if name in blocks]
-    last_of_block = {_block_of(name): name for name in called if name in ternary}
-    return list(last_of_block.values())
-
-
-def _repeated_blocks(student: nn.Module, ternary: list[str]) -> list[str]:
-    """Children of the outermost containers whose children are two or more of one class."""
-    blocks: list[str] = []
-    for path, module in student.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
-            continue
-        if any(path.startswith(f"{block}.") for block in blocks):
-            continue
-        kinds = {type(child) for child in module}
-        prefix = f"{path}." if path else ""
-        names = [f"{prefix}{name}" for name, _ in module.named_children()]
-        holds = [n for n in names if any(t.startswith(f"{n}.") for t in ternary)]
-        if len(kinds) == 1 and len(holds) == len(names):
-            blocks += names
-    return blocks
-
-
-def _block_of(path: str) -> str:
-    """The block a layer belongs to; itself if it is in none."""
-    match = _BLOCK.match(path)
-    return match.group(1) if match else path
+    return (per_position * weight).sum(1) / weight.sum(1).clamp_min(1)

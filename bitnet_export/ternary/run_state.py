@@ -1,0 +1,98 @@
+"""What a run consists of besides its settings: taking it down whole, and putting it back.
+
+Weights and optimizer state as plain CPU tensors by name, whatever they are spread over, so that
+one process can go on where two stopped and the other way round. Files are checkpoint.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitnet_export.ternary.parallel import put, whole
+
+State = dict[str, Any]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name, each once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def take_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as plain tensors. All processes take part; memory for it on each."""
+    return {name: whole(value) for name, value in model.state_dict().items()}
+
+
+def put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Undo take_weights. Raises KeyError if an entry is missing."""
+    for name, value in model.state_dict().items():
+        put(value, weights[name])
+
+
+def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """{parameter: {entry: tensor}} of the parameters the optimizer has seen a gradient of."""
+    return {
+        name: {entry: whole(value) for entry, value in optimizer.state[p].items()}
+        for name, p in trainable(model).items()
+        if p in optimizer.state
+    }
+
+
+def put_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Undo take_optimizer, before the optimizer's first step."""
+    for name, p in trainable(model).items():
+        for entry, value in state.get(name, {}).items():
+            like_parameter = value.shape == p.shape
+            new = torch.empty_like(p) if like_parameter else torch.empty_like(value)
+            put(new, value)
+            optimizer.state[p][entry] = new.detach()
+
+
+def copy_into(target: nn.Module, source: nn.Module, here: bool) -> None:
+    """source's weights into target, one after the other, where ``here`` is true.
+
+    All processes take part; none holds a second copy of the whole model while it lasts.
+    """
+    entries = target.state_dict()
+    for name, value in source.state_dict().items():
+        plain = whole(value)
+        if here:
+            put(entries[name], plain)
+
+
+class Best:
+    """The trained weights at the best evaluation so far, each process keeping its own part."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.loss, self.step = float("inf"), 0
+        self.weights: dict[str, Tensor] = {}
+
+    def see(self, loss: float, step: int) -> bool:
+        """Whether these weights are better than any before; they are remembered then."""
+        if not loss < self.loss:
+            return False
+        self.loss, self.step = loss, step
+        self.weights = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        return True
+
+    def restore(self) -> None:
+        """Back to the best weights."""
+        with torch.no_grad():
+            for name, p in trainable(self.model).items():
+                if name in self.weights:
+                    p.copy_(self.weights[name])
+
+    def take(self, step: int) -> State:
+        """For a checkpoint of ``step``; without the weights where they are that step's."""
+        weights = {} if self.step == step else {n: whole(w) for n, w in self.weights.items()}
+        return {"loss": self.loss, "step": self.step, "weights": weights}
+
+    def put(self, state: State) -> None:
+        """Undo take; the model has the checkpoint's weights already."""
+        self.see(state["loss"], state["step"])
+        for name, value in state["weights"].items():
+            put(self.weights[name], value)

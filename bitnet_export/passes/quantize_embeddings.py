@@ -1,18 +1,20 @@
 """Quantize embedding tables: they decide the file's size once the linears are ternary.
 
 Two forms of the same symmetric codes: GatherBlockQuantized, one operator of ONNX Runtime, and
-standard operators that gather the codes and rescale only the rows read, for any runtime.
+standard operators that gather the codes and rescale only the rows read, for any runtime. A table
+that is the output head as well (tied weights) keeps one copy of its codes for both uses; what
+becomes of heads is in heads.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitnet_export import onnx_io
 from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
+from bitnet_export.passes.heads import Head, QuantizedTable, find_heads, rewrite_head
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -23,39 +25,29 @@ BLOCKS = {8: (128, 64, 32, 16), 4: (32, 16)}
 MIN_TABLE_BYTES = 16384
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A quantized table: its constants, the original row length, block and element type."""
-
-    codes: Any
-    scale: Any
-    dim: int
-    block: int
-    dtype: Any
-
-
 class QuantizeEmbeddings(Pass):
-    """Gather(float table [V, D]) -> int8 or int4 codes with a scale a block."""
+    """Gather(float table [V, D]) -> int8 or int4 codes with a scale a block; output heads too."""
 
     name = "quantize-embeddings"
     requires = "constants folded"
-    ensures = "embedding tables of 16 KiB and more are stored in 8 or 4 bits, or listed"
+    ensures = "embedding tables of 16 KiB and more, and heads, are stored in 8 or 4 bits, or listed"
 
     def __init__(self, bits: int = 8, contrib: bool = True) -> None:
         self.bits = bits
         self.contrib = contrib
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Rewrite every Gather on a large constant table."""
+        """Rewrite every Gather on a large constant table, and every output head."""
         result = PassResult()
         builder = Builder(graph)
-        tables: dict[int, _Table] = {}
+        tables: dict[int, QuantizedTable] = {}
+        heads = find_heads(graph)
         for node in [n for n in graph.nodes if n.op == "Gather"]:
             source = node.inputs[0]
             values = constant_values(source)
             if values is None or values.ndim != 2 or values.dtype not in (np.float32, np.float16):
                 continue
-            reason = self._reason_to_keep(graph, node, values)
+            reason = self._reason_to_keep(graph, node, values, heads)
             if reason:
                 result.skip(source.name, reason)
                 continue
@@ -63,9 +55,32 @@ class QuantizeEmbeddings(Pass):
                 tables[id(source)] = self._quantize(builder, source.name, values)
             self._rewrite(builder, node, tables[id(source)])
             result.rewritten += 1
+        for head in heads:
+            self._rewrite_head(builder, head, tables, result)
         return result
 
-    def _reason_to_keep(self, graph: gs.Graph, node: gs.Node, table: np.ndarray) -> str:
+    def _rewrite_head(
+        self, builder: Builder, head: Head, tables: dict[int, QuantizedTable], result: PassResult
+    ) -> None:
+        table = tables.get(id(head.source))
+        if table is None and head.tied:
+            return  # its embedding was left alone, with a reason that was given
+        if table is None:
+            values = head.rows()
+            if not np.isfinite(values).all():
+                result.skip(head.layer, "holds NaN or Inf")
+                return
+            if not _block(values.shape[1], self.bits):
+                result.skip(head.layer, f"K={values.shape[1]} is not whole blocks of 16")
+                return
+            table = self._quantize(builder, head.source.name, values)
+        rewrite_head(builder, head, table)
+        result.rewritten += 1
+        result.notes.append(f"{head.layer}: the output head is in int{self.bits}")
+
+    def _reason_to_keep(
+        self, graph: gs.Graph, node: gs.Node, table: np.ndarray, heads: list[Head]
+    ) -> str:
         source = node.inputs[0]
         if node.attrs.get("axis", 0) not in (0, -2):
             return "gathers columns, not rows"
@@ -73,7 +88,8 @@ class QuantizeEmbeddings(Pass):
             return f"{table.nbytes} bytes are too few to matter"
         if not np.isfinite(table).all():
             return "holds NaN or Inf"
-        others = [n for n in source.outputs if n.op != "Gather"]
+        tied = {id(reader) for head in heads for reader in head.readers}
+        others = [n for n in source.outputs if n.op != "Gather" and id(n) not in tied]
         if others:
             return f"also read by {others[0].op} {others[0].name}"
         if any(source is output for output in graph.outputs):
@@ -84,20 +100,22 @@ class QuantizeEmbeddings(Pass):
             return "the rank of the indices is not known"
         return ""
 
-    def _quantize(self, builder: Builder, name: str, table: np.ndarray) -> _Table:
+    def _quantize(self, builder: Builder, name: str, table: np.ndarray) -> QuantizedTable:
         block = _block(table.shape[1], self.bits)
         codes, scale = quantize_blocks(table.astype(np.float32), self.bits, block)
         if self.bits == 4:
             codes = codes[:, 0::2] | codes[:, 1::2] << 4
-        return _Table(
+        return QuantizedTable(
             builder.constant(codes, f"{name}.codes"),
             builder.constant(scale.astype(table.dtype), f"{name}.scale"),
+            self.bits,
+            table.shape[0],
             table.shape[1],
             block,
             table.dtype,
         )
 
-    def _rewrite(self, builder: Builder, node: gs.Node, table: _Table) -> None:
+    def _rewrite(self, builder: Builder, node: gs.Node, table: QuantizedTable) -> None:
         indices, y, layer = node.inputs[1], node.outputs[0], onnx_io.layer_of(node)
         node.outputs.clear()
         if not self.contrib:
@@ -119,7 +137,7 @@ class QuantizeEmbeddings(Pass):
         )
 
     def _gather_standard(
-        self, builder: Builder, layer: str, table: _Table, indices: Any, y: Any
+        self, builder: Builder, layer: str, table: QuantizedTable, indices: Any, y: Any
     ) -> None:
         u8, i64, dtype = np.uint8, np.int64, table.dtype
         # 0 in a Reshape keeps a dimension: [..., D] -> [..., D/block, block] -> [..., D].

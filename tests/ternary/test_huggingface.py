@@ -17,6 +17,12 @@ TINY = {
 CAUSAL = {**TINY, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch):
+    """transformers' BitNet layers torch.compile their rounding: slow, and not what is tested."""
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+
+
 def _model(kind):
     t = transformers
     build = {

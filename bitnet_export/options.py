@@ -19,6 +19,8 @@ EMBEDDINGS = ("keep", "int8", "int4")
 QUANTIZERS = ("twn", "absmean", "threshold", "lsq")
 GRANULARITIES = ("tensor", "channel", "group")
 GROUP_SIZES = (32, 64, 128)
+PARALLEL = ("ddp", "fsdp")
+DEVICES = ("cpu", "cuda")
 
 
 class Progress(Protocol):
@@ -182,6 +184,9 @@ class FinetuneOptions(ModelOptions):
     labels, None for pure distillation. eval_data: held-out data, None: the last tenth of data.
     checkpoint_dir: where to keep checkpoints, None: none kept. resume: go on from the newest one
     there. tokenizer: directory of a Hugging Face tokenizer, for data that is text.
+    patience: evaluations without a new best before it stops, 0: never. accumulate: parts a batch is
+    worked off in. recompute: save memory by computing activations twice. device: "cpu" or "cuda".
+    parallel: how processes that torchrun or accelerate started share the work.
     """
 
     output: Path | None = None
@@ -195,6 +200,11 @@ class FinetuneOptions(ModelOptions):
     eval_every: int = 50
     checkpoint_dir: Path | None = None
     resume: bool = False
+    patience: int = 0
+    accumulate: int = 1
+    recompute: bool = False
+    parallel: str = "ddp"
+    device: str = "cpu"
     tokenizer: Path | None = None
     max_length: int = 128
     bf16: bool = False

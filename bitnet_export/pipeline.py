@@ -36,6 +36,7 @@ from bitnet_export.output_dir import check_replaceable, staged
 
 if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
+    from bitnet_export.ternary.parallel import Group
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> Report:
@@ -99,14 +100,22 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
     """Model file + data -> a ternary model file (torch.export program), the teacher's own weights
     made ternary and trained to answer as it does. Returns the file; its weights are exactly
     {-s, 0, +s}, which ``export`` recognises and keeps.
+
+    Processes that torchrun or accelerate started share the work; rank 0 writes the file.
     """
+    from bitnet_export.ternary.parallel import joined
+
+    with joined(options.device) as group:
+        return _finetune_together(options, progress or SilentProgress(), group)
+
+
+def _finetune_together(options: FinetuneOptions, progress: Progress, group: Group) -> Path:
     import torch
 
     from bitnet_export.load import save
     from bitnet_export.ternary import convert, prepare, to_linear
     from bitnet_export.ternary.distill import finetune
 
-    progress = progress or SilentProgress()
     stage = Stages(progress)
     output = options.file
     if options.data is None:
@@ -128,8 +137,9 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
     recipe, _ = pick_recipe(options, loaded, progress)
     ternary = ternary_config(recipe, options, loaded)
     with stage("ternarize", ternary.quantizer):
-        teacher = copy.deepcopy(loaded.module)
+        teacher = copy.deepcopy(loaded.module).to(options.device)
         prepare(loaded.module, ternary)
+        loaded.module.to(options.device)
     config = recipe.finetune_config(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -139,6 +149,10 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
         eval_every=options.eval_every,
         checkpoint_dir=options.checkpoint_dir,
         resume=options.resume,
+        patience=options.patience,
+        accumulate=options.accumulate,
+        recompute=options.recompute,
+        parallel=options.parallel,
         bf16=options.bf16 or None,
         max_length=options.max_length,
         seed=options.seed,
@@ -153,8 +167,12 @@ def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> 
             tokenizer=options.tokenizer or own_tokenizer(options.model),
             progress=on_step(progress),
         )
+    for text in result.missing:
+        progress.note(f"not in the loss: {text}")
+    if not group.leads:
+        return output
     with stage("save", str(output)):
-        convert(loaded.module)
+        convert(loaded.module.cpu())
         to_linear(loaded.module)
         save(loaded.module, output, loaded.example_inputs, assess.named_axes(loaded))
     best = result.best

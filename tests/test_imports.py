@@ -35,6 +35,7 @@ LINE = (
     {"export_run"},
     {"pipeline"},
     {"cli"},
+    {"__main__"},
 )
 # bitnet_export itself only hands out names of the others, on first use.
 FACADE = "__init__"

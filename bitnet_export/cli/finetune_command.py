@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from bitnet_export.cli.output import check_output_file
 from bitnet_export.cli.progress import make_progress
 from bitnet_export.cli.values import GroupedCommand, option
 
-TRAINING, DATA = "Training", "Data"
+TRAINING, SCALE, DATA = "Training", "Memory and processes", "Data"
 
 
 @click.command("finetune", cls=GroupedCommand)
@@ -83,6 +84,42 @@ TRAINING, DATA = "Training", "Data"
     help="Go on from the newest checkpoint in --checkpoints, exactly.",
 )
 @option(
+    "--patience",
+    group=TRAINING,
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Stop after N evaluations without a new best. [default: never]",
+)
+@option(
+    "--accumulate",
+    group=SCALE,
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Work a batch off in N parts, to save memory.",
+)
+@option(
+    "--recompute",
+    group=SCALE,
+    is_flag=True,
+    help="Compute the blocks' activations twice instead of keeping them, to save memory.",
+)
+@option(
+    "--parallel",
+    group=SCALE,
+    type=click.Choice(options.PARALLEL),
+    default="ddp",
+    help="Under torchrun or accelerate: each process has the whole model (ddp) or a part (fsdp).",
+)
+@option(
+    "--device",
+    group=SCALE,
+    type=click.Choice(options.DEVICES),
+    default="cpu",
+    help="Where to train; cuda: one GPU a process.",
+)
+@option(
     "--labels",
     group=DATA,
     metavar="NAME",
@@ -113,7 +150,8 @@ TRAINING, DATA = "Training", "Data"
 def command(**values: Any) -> None:
     """Fine-tune MODEL as a ternary network against its own full-precision outputs.
 
-    Writes a model file that `bitnet-export FILE` takes like any other.
+    Writes a model file that `bitnet-export FILE` takes like any other. On several processes:
+    torchrun --nproc-per-node 2 -m bitnet_export finetune MODEL ...
     """
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     run = options.FinetuneOptions(ternary=shared.take_ternary(values), **values)
@@ -127,13 +165,16 @@ def command(**values: Any) -> None:
         raise click.UsageError("--resume needs --checkpoints DIR, where the checkpoints are")
     run = replace(run, output=run.file)
     check_output_file(run.file, run.overwrite)
-    progress = make_progress(quiet)
+    leads = os.environ.get("RANK", "0") == "0"  # torchrun's; the others keep quiet
+    progress = make_progress(quiet) if leads else options.SilentProgress()
     try:
         from bitnet_export.pipeline import run_finetune
 
         written = run_finetune(run, progress)
     finally:
         progress.close()
+    if not leads:
+        return
     if as_json:
         click.echo(json.dumps({"model": str(written)}))
     else:

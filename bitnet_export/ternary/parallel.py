@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bitnet_export.errors import UsageError
+from bitnet_export.errors import MissingRequirement, UsageError
 from bitnet_export.ternary import observe
 
 
@@ -75,25 +75,29 @@ class Group:
             dist.barrier()
 
 
-def from_environment() -> bool:
+def from_environment(device: str = "cpu") -> bool:
     """Join the processes that torchrun or accelerate started -> whether there are any.
 
-    Reads WORLD_SIZE, RANK and so on; gloo on the CPU, NCCL where there are GPUs, one a process.
+    Reads WORLD_SIZE, RANK and so on. device: "cpu" talks over gloo; "cuda" over NCCL, one GPU a
+    process. Raises MissingRequirement where there is no GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        return dist.is_initialized()
-    if torch.cuda.is_available():
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise MissingRequirement(
+                "this PyTorch sees no GPU", where="--device cuda", fix="leave it out to use the CPU"
+            )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl")
-    else:
-        dist.init_process_group("gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     return True
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """``with joined() as group``: from_environment, and leave the group again at the end."""
-    mine = not dist.is_initialized() and from_environment()
+def joined(device: str = "cpu") -> Iterator[Group]:
+    """``with joined() as group``: from_environment, and leave the group again at the end. A group
+    that was there before is used and left alone."""
+    mine = not dist.is_initialized() and from_environment(device)
     try:
         yield Group()
     finally:

@@ -5,12 +5,14 @@ difference falls on a rounding boundary an int8 activation or a trit flips. Loss
 steps are held to 1e-4 of their size, later ones to 1e-2.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +101,27 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_the_remedy():
     parts = group.parts(torch.arange(12), 2)
     assert [part.tolist() for part in parts] == [[1, 4], [7, 10]]
     assert set(RUNS) > {"ddp", "fsdp"}
+
+
+def test_torchrun_on_the_command_line_writes_one_model_file(tmp_path):
+    import bitnet_export as be
+
+    teacher = parallel_runs.models()[1]
+    arrays = parallel_runs.data()
+    np.savez(tmp_path / "data.npz", **arrays)
+    example = {name: torch.from_numpy(a[:2]) for name, a in arrays.items()}
+    be.save(teacher, tmp_path / "model.pt", example, {name: {0: "batch"} for name in example})
+    arguments = ("--data", tmp_path / "data.npz", "--steps", 4, "--batch-size", 8, "--json")
+    written = tmp_path / "ternary.pt"
+    done = launch(
+        *("-m", "bitnet_export", "finetune", tmp_path / "model.pt", *arguments),
+        *("--parallel", "fsdp", "-o", written),
+    )
+    assert json.loads(done.stdout) == {"model": str(written)}  # said once
+    assert done.stderr.count("fine-tune:") == 1
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"data.npz", "model.pt", "ternary.pt", "ternary.pt.finetune.json"}
+    entries = torch.export.load(written).state_dict
+    matrices = [v for name, v in entries.items() if v.dim() == 2 and "words" not in name]
+    assert len(matrices) == 11
+    assert all(len(row.abs().unique()) <= 2 for m in matrices for row in m)  # {-s, 0, +s}

@@ -8,7 +8,9 @@ value tensor [batch, heads, past, head size] for every layer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from bitnet_export.load.model import LoadedModel
 
 FLAG = "--kv-cache"
 IDS, MASK = "input_ids", "attention_mask"
+# From this opset on attention, rotary embeddings and RMS norms are operators: a token then takes
+# a quarter of the nodes, and no copy of the cache for grouped heads.
+OPSET = 23
+FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"
 BATCH, NEW, PAST = "batch", "sequence", "past_sequence"
 # One token at a time, after some: what kernels are chosen for and speed is measured at.
 USUAL_SIZES = {NEW: 1, PAST: 128}
@@ -40,13 +46,14 @@ class CachedDecoder(nn.Module):
         from transformers import DynamicCache
 
         past = [inputs[name] for name in _cache_names("past_key_values", self.layers)]
-        outputs = self.model(
-            input_ids=inputs[IDS],
-            attention_mask=inputs[MASK],
-            past_key_values=DynamicCache(list(zip(past[0::2], past[1::2], strict=True))),
-            use_cache=True,
-            return_dict=True,
-        )
+        with _grouped_heads():
+            outputs = self.model(
+                input_ids=inputs[IDS],
+                attention_mask=inputs[MASK],
+                past_key_values=DynamicCache(list(zip(past[0::2], past[1::2], strict=True))),
+                use_cache=True,
+                return_dict=True,
+            )
         present = [
             t for layer in outputs.past_key_values.layers for t in (layer.keys, layer.values)
         ]
@@ -104,6 +111,21 @@ def take_weights(decoder: LoadedModel, trained: LoadedModel) -> None:
             )
         parameter.data.copy_(weights[name].data)
     decoder.name, decoder.kind, decoder.source = trained.name, trained.kind, trained.source
+
+
+@contextmanager
+def _grouped_heads() -> Iterator[None]:
+    """transformers repeats keys and values for query heads that share them, which copies the whole
+    cache for every token; the attention operator can share them itself."""
+    before = os.environ.get(FORCE_GQA)
+    os.environ[FORCE_GQA] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE_GQA]
+        else:
+            os.environ[FORCE_GQA] = before
 
 
 def _cache_names(prefix: str, layers: int) -> list[str]:

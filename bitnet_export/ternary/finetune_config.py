@@ -25,7 +25,6 @@ class FinetuneConfig:
     objective: "auto" looks at the teacher's output. temperature: of the logits' KL.
     *_weight: factors of the loss terms (losses.py); label_weight counts only if labels names an
     entry of the data, relation_weight only where an attention's projections are found.
-    warm_start: steps before the first in which each layer alone learns its teacher's outputs.
     eval_every: steps between held-out evaluations, 0 means only before and after. keep_best: end
     with the weights of the best evaluation. patience: stop after so many evaluations without a
     new best, 0 never. checkpoint_every: steps, None means at every evaluation.
@@ -52,7 +51,6 @@ class FinetuneConfig:
     label_weight: float = 1.0
     labels: str | None = None
     warmup: float = 0.05
-    warm_start: int = 0
     clip: float = 1.0
     eval_every: int = 50
     keep_best: bool = True
@@ -74,9 +72,12 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patience", "warm_start", "eval_every"):
+        weights = [name for name in vars(self) if name.endswith("_weight")]
+        for name in ("patience", "eval_every", *weights):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"warmup is a part of the steps, 0 to 1, got {self.warmup}")
         choices = {"objective": OBJECTIVES, "schedule": SCHEDULES, "parallel": PARALLEL}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

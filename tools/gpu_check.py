@@ -1,13 +1,15 @@
-"""Prove and time the CUDA kernels on this machine's GPU: ``make gpu-check``.
+"""Prove and time the CUDA kernels on this machine's GPU, in less than eight minutes: make gpu-check
 
-    python tools/gpu_check.py [--out gpu-check.json] [--skip-sanitizer] [--skip-bench] [--seed N]
+    python tools/gpu_check.py [--out gpu-check.json] [--peer LIB] [--skip-sanitizer]
+                              [--skip-bench] [--seed N]
 
-Steps: build for the card found; run every kernel family against the NumPy reference on fresh
-random data, outputs poisoned; compute-sanitizer's memcheck and racecheck on small shapes, where
-it is installed; benchmarks against cuBLAS; with TensorRT installed, an engine end to end. Needs
-nvcc, and torch with CUDA (numpy comes with it). Exit code 0: all steps passed; 1: a step failed;
-3: this machine lacks something, with a message that says what. Results go to a JSON file, which
-docs/benchmarks says how to contribute, and to a table on stdout.
+Steps, each with a time budget: build for the card found; run every kernel family against the
+NumPy reference on fresh random data, outputs poisoned; compute-sanitizer's memcheck and racecheck
+on small shapes; benchmarks against cuBLAS; with --peer, microsoft/BitNet's kernel beside ours;
+with TensorRT installed, an engine end to end. Needs nvcc, and torch with CUDA (numpy comes with
+it). Exit code 0: every step asked for passed; 1: a step failed; 3: something could not run, with
+the reason: it is never counted as passed. Results go to a JSON file, kept up to date after each
+step, which docs/benchmarks says how to contribute, and to tables on stdout.
 """
 
 from __future__ import annotations
@@ -16,22 +18,51 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpu_tools import bench
-from gpu_tools.library import BuildError, LaunchError, Library, build
+from gpu_tools import bench, peer, table
+from gpu_tools.library import BuildError, LaunchError, Library, build, target_flag
+from gpu_tools.steps import (
+    EXIT_FAILED,
+    EXIT_MISSING,
+    EXIT_OK,
+    Budget,
+    Failed,
+    NotRun,
+    Steps,
+    run_program,
+)
+from gpu_tools.timing import copy_bandwidth
+
+__all__ = ["EXIT_FAILED", "EXIT_MISSING", "EXIT_OK", "main"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXIT_OK, EXIT_FAILED, EXIT_MISSING = 0, 1, 3
-SANITIZER_TOOLS = ("memcheck", "racecheck")
+TOTAL_SECONDS = 450.0
+# What each step may take at most; less once the total is used up.
+BUILD, NUMBERS, MEMCHECK, RACECHECK, BENCH, PEER, TENSORRT = (
+    150.0,
+    60.0,
+    60.0,
+    90.0,
+    180.0,
+    40.0,
+    200.0,
+)
+# What compute-sanitizer's tools end with where they found nothing.
+CLEAN = {
+    "memcheck": r"ERROR SUMMARY: 0 errors",
+    "racecheck": r"RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)",
+}
 SANITIZER_ERROR = 9
+TENSORRT_NEEDS = ("tensorrt", "polygraphy", "onnx", "onnx_graphsurgeon", "onnxscript",
+                  "onnxruntime", "click", "rich")  # fmt: skip
 
 
 class Missing(Exception):
@@ -39,7 +70,7 @@ class Missing(Exception):
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: stdout is for the table."""
+    """Progress, on stderr: stdout is for the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -70,7 +101,8 @@ def find_gpu() -> tuple[Any, dict[str, Any]]:
         "name": properties.name,
         "sm": sm,
         "multiprocessors": properties.multi_processor_count,
-        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": getattr(properties, "L2_cache_size", None),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -84,54 +116,81 @@ def write_golden(path: Path, seed: int, *options: str) -> None:
                    stdout=subprocess.DEVNULL)  # fmt: skip
 
 
-def run_step(command: list[str], timeout: float) -> dict[str, Any]:
-    """Run a program -> {passed, seconds, output}; a timeout is a failure."""
-    start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY
-        )
-        passed, output = done.returncode == 0, done.stdout + done.stderr
-    except subprocess.TimeoutExpired:
-        passed, output = False, f"not finished after {timeout:.0f} s"
-    seconds = round(time.monotonic() - start, 1)
-    return {"passed": passed, "seconds": seconds, "output": output[-4000:]}
-
-
-def check_numbers(program: Path, folder: Path, seed: int) -> dict[str, Any]:
+def check_numbers(program: Path, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
     """Every family on every awkward shape against the reference."""
     golden = folder / "golden.bin"
     write_golden(golden, seed)
-    return run_step([str(program), str(golden)], timeout=120)
+    status, output = run_program([str(program), str(golden)], seconds)
+    kept = {"output": output[-4000:]}
+    if status is None:
+        raise Failed(f"not finished after {seconds:.0f} s", kept)
+    if status:
+        raise Failed(f"exit status {status}: {_last(output)}", kept)
+    say(f"  {_last(output)}")
+    return kept
 
 
-def sanitize(program: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """compute-sanitizer on the small cases; {"skipped": reason} where it is not installed."""
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which(
+def sanitize(tool: str, program: Path, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
+    """compute-sanitizer's ``tool`` on the small cases; passes by its own summary alone."""
+    found = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
-    if not sanitizer:
-        return {"skipped": "compute-sanitizer is not installed (it comes with the CUDA toolkit)"}
+    if not found:
+        raise NotRun("compute-sanitizer is not installed (it comes with the CUDA toolkit)")
     golden = folder / "small.bin"
     write_golden(golden, seed, "--small")
-    results: dict[str, Any] = {}
-    for tool in SANITIZER_TOOLS:
-        command = [sanitizer, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
-        results[tool] = run_step([*command, str(program), str(golden)], timeout=120)
-        say(f"{tool}: {'clean' if results[tool]['passed'] else 'FAILED'}")
-    return results
+    command = [found, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
+    status, output = run_program([*command, str(program), str(golden)], seconds)
+    kept = {"output": output[-4000:]}
+    if status is None:
+        raise NotRun(f"{tool} did not finish within {seconds:.0f} s", kept)
+    if "SUMMARY" not in output:
+        raise NotRun(f"{tool} came to no summary: {_last(output)}", kept)
+    if status or not re.search(CLEAN[tool], output):
+        raise Failed(_last(output), kept)
+    return kept
 
 
-def check_tensorrt(torch: Any, folder: Path) -> dict[str, Any]:
+def run_bench(torch: Any, library_path: Path, seconds: float) -> dict[str, Any]:
+    """The benchmarks; their table goes to stdout."""
+    copy_gb = copy_bandwidth(torch)
+    rows, left_out = bench.bench_all(torch, Library(library_path), seconds, say)
+    kept = {"copy_gb_per_s": copy_gb, "rows": rows, "left_out": left_out}
+    print("\n".join(table.bench_table(rows, copy_gb)), flush=True)
+    if problems := table.wrong(rows):
+        raise Failed("; ".join(problems), kept)
+    if left_out:
+        all_cells = len(list(bench.cells()))
+        raise NotRun(f"time was up before {len(left_out)} of {all_cells} shapes", kept)
+    return kept
+
+
+def run_peer(torch: Any, path: Path, library_path: Path, seconds: float) -> dict[str, Any]:
+    """microsoft/BitNet's kernel beside ours; the table goes to stdout."""
+    try:
+        other = peer.Peer(path)
+    except (OSError, AttributeError) as error:
+        raise NotRun(f"--peer {path}: {error}") from None
+    rows = peer.bench_all_shapes(torch, other, Library(library_path), seconds)
+    print("\n".join(table.peer_table(rows)), flush=True)
+    kept = {"rows": rows, "checked": False}
+    if not any(row["ratio"] for row in rows):
+        raise NotRun("no layer ran in both: see the table", kept)
+    if len(rows) < len(peer.SHAPES):
+        raise NotRun(f"time was up after {len(rows)} of {len(peer.SHAPES)} layers", kept)
+    return kept
+
+
+def check_tensorrt(torch: Any, folder: Path, seconds: float) -> dict[str, Any]:
     """With TensorRT installed: export a small model, build, compare and time its engine.
 
     The export refuses an engine in which a TernaryMatMul is no plugin layer, and compares it with
     ONNX Runtime; bench times it against the full-precision engine.
     """
-    try:
-        import tensorrt
-    except ImportError:
-        return {"skipped": "TensorRT is not installed"}
+    absent = [name for name in TENSORRT_NEEDS if find_spec(name) is None]
+    if absent:
+        raise NotRun(f"not installed: {', '.join(absent)}", optional=True)
+    budget = Budget(seconds)
     sys.path.insert(0, str(REPOSITORY))  # need not be installed here
     import bitnet_export
 
@@ -142,88 +201,69 @@ def check_tensorrt(torch: Any, folder: Path) -> dict[str, Any]:
     cli = [sys.executable, "-m", "bitnet_export.cli"]
     export = [*cli, "export", str(saved), "--target", "trt", "--ternary-head", "-o", str(out)]
     # Random weights lose their quality by becoming ternary; what counts here is the engine.
-    results: dict[str, Any] = {"version": tensorrt.__version__}
-    results["export"] = run_step([*export, "--max-quality-loss", "100%"], timeout=240)
-    if results["export"]["passed"]:
-        results["bench"] = run_step([*cli, "bench", str(out), "--json"], timeout=120)
-    return results
+    kept: dict[str, Any] = {}
+    for name, command in (
+        ("export", [*export, "--max-quality-loss", "100%"]),
+        ("bench", [*cli, "bench", str(out), "--json"]),
+    ):
+        status, output = run_program(command, budget.left(), REPOSITORY)
+        kept[name] = output[-4000:]
+        if status == EXIT_MISSING or status is None:
+            why = "did not finish in time" if status is None else _last(output)
+            raise NotRun(f"{name}: {why}", kept)
+        if status:
+            raise Failed(f"{name}: exit status {status}: {_last(output)}", kept)
+    return kept
 
 
-def table(rows: list[dict[str, Any]], copy_gb: float) -> list[str]:
-    """One line a shape: the fastest family, its bandwidth, and the baselines' times as ratios."""
-    lines = [
-        f"{'(K, N)':>14} {'M':>4} {'bits':>4} {'fastest':>10} {'us':>9} {'GB/s':>6} {'% copy':>6}"
-        "  cuBLAS time / ours: fp16, pedantic, fp32, int8"
-    ]
-    for row in rows:
-        name, best = fastest(row)
-        ratios = [f"{b['us'] / best['us']:.2f}" if b else "-" for b in row["baselines"].values()]
-        layer = f"({row['k']}, {row['n']})"
-        lines.append(
-            f"{layer:>14} {row['m']:>4} {row['activation_bits']:>4} "
-            f"{name:>10} {best['us']:>9.1f} {best['gb_per_s']:>6.0f} "
-            f"{100 * best['gb_per_s'] / copy_gb:>6.0f}  {', '.join(ratios)}"
-        )
-    return lines
+def _last(output: str) -> str:
+    """The last line that says something."""
+    lines = [line.strip("= ") for line in output.splitlines() if line.strip("= ")]
+    return lines[-1] if lines else "no output"
 
 
-def fastest(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The family with the smallest median."""
-    name = min(row["families"], key=lambda family: row["families"][family]["us"])
-    return name, row["families"][name]
-
-
-def wrong(rows: list[dict[str, Any]]) -> list[str]:
-    """Problems bench found in outputs, one line each."""
-    return [
-        f"{name} M={row['m']} K={row['k']} N={row['n']}: {family['problem']}"
-        for row in rows
-        for name, family in row["families"].items()
-        if family["problem"]
-    ]
-
-
-def passed(result: Any) -> bool:
-    """Whether nothing in a nest of step results failed; skipped steps did not."""
-    if isinstance(result, dict):
-        return result.get("passed", True) and all(passed(value) for value in result.values())
-    return True
-
-
-def check(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All steps. Raises Missing, BuildError or LaunchError where there is no going on."""
+def run_steps(options: argparse.Namespace, steps: Steps, folder: Path) -> None:
+    """All steps, in the order of what matters."""
     nvcc, (torch, card) = find_nvcc(), find_gpu()
-    say(f"building for {card['name']} (sm_{card['sm']})")
-    library_path, program = build(nvcc, folder, card["sm"])
-    results: dict[str, Any] = {"card": card, "seed": options.seed, "command": sys.argv}
-    results["numbers"] = check_numbers(program, folder, options.seed)
-    say(results["numbers"]["output"].strip())
-    if not options.skip_sanitizer:
-        results["sanitizer"] = sanitize(program, folder, options.seed)
-    if not options.skip_bench:
-        library = Library(library_path)
-        results["copy_gb_per_s"] = bench.copy_bandwidth(torch)
-        results["rows"] = bench.bench_all(torch, library, say)
-        results["wrong"] = wrong(results["rows"])
-        print("\n".join(table(results["rows"], results["copy_gb_per_s"])))
-    results["tensorrt"] = check_tensorrt(torch, folder)
-    return results
+    steps.about.update({"card": card, "seed": options.seed, "command": sys.argv})
+    say(f"{card['name']} (sm_{card['sm']})")
+    built: dict[str, Path] = {}
 
+    def make(seconds: float) -> dict[str, Any]:
+        target = target_flag(nvcc, card["sm"])
+        try:
+            built["library"], built["program"] = build(nvcc, folder, target, seconds)
+            Library(built["library"])
+        except BuildError as error:
+            raise Failed(str(error)[-4000:]) from None
+        except LaunchError as error:
+            built.clear()
+            hint = "is nvcc newer than the driver? nvidia-smi shows the CUDA version it supports"
+            raise Failed(f"the kernels do not load on this card: {error}; {hint}") from None
+        return {"target": target}
 
-def guarded(action: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """Run all steps -> (exit code, results), with a message for what stops them."""
-    try:
-        results = action()
-    except Missing as error:
-        say(f"gpu-check cannot run here: {error}")
-        return EXIT_MISSING, {}
-    except (BuildError, LaunchError) as error:
-        say(f"gpu-check failed: {error}")
-        return EXIT_FAILED, {}
-    for line in results.get("wrong", []):
-        say(f"WRONG: {line}")
-    good = passed(results) and not results.get("wrong")
-    return (EXIT_OK if good else EXIT_FAILED), results
+    def step(name: str, seconds: float, action: Any, skip: str = "") -> None:
+        def guarded(limit: float) -> dict[str, Any]:
+            if skip:
+                raise NotRun(skip, optional=True)
+            if not built:
+                raise NotRun("the kernels were not built")
+            found: dict[str, Any] = action(limit)
+            return found
+
+        steps.do(name, seconds, guarded)
+
+    steps.do("build", BUILD, make)
+    step("numbers", NUMBERS, lambda s: check_numbers(built["program"], folder, options.seed, s))
+    skip = "--skip-sanitizer" if options.skip_sanitizer else ""
+    for tool, limit in (("memcheck", MEMCHECK), ("racecheck", RACECHECK)):
+        step(tool, limit, lambda s, t=tool: sanitize(t, built["program"], folder, options.seed, s),
+             skip)  # fmt: skip
+    skip = "--skip-bench" if options.skip_bench else ""
+    step("bench", BENCH, lambda s: run_bench(torch, built["library"], s), skip)
+    skip = "" if options.peer else "no --peer given"
+    step("peer", PEER, lambda s: run_peer(torch, options.peer, built["library"], s), skip)
+    steps.do("tensorrt", TENSORRT, lambda s: check_tensorrt(torch, folder, s))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -231,15 +271,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="JSON to write")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3), "little"))
+    help_peer = "microsoft/BitNet's libbitnet.so, to be timed beside ours"
+    parser.add_argument("--peer", type=Path, metavar="LIB", help=help_peer)
     parser.add_argument("--skip-sanitizer", action="store_true")
     parser.add_argument("--skip-bench", action="store_true")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        code, results = guarded(lambda: check(options, Path(folder)))
-    if results:
+
+    def write(results: dict[str, Any]) -> None:
         options.out.write_text(json.dumps(results, indent=1, default=str) + "\n")
-        say(f"{'passed' if code == EXIT_OK else 'FAILED'}; results in {options.out}")
-    return code
+
+    steps = Steps(Budget(TOTAL_SECONDS), say, write)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run_steps(options, steps, Path(folder))
+        except Missing as error:
+            say(f"gpu-check cannot run here: {error}")
+            return EXIT_MISSING
+    say("\n".join(["", *steps.summary(), f"results in {options.out}"]))
+    return steps.exit_code()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ called through the same library here. Every function raises on a CUDA error.
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 from bitnet_export.errors import MissingRequirement, StageError
@@ -14,18 +15,48 @@ from bitnet_export.errors import MissingRequirement, StageError
 # cudaStreamCaptureModeThreadLocal: another thread's allocations do not break the capture.
 CAPTURE_THREAD_LOCAL = 1
 
+_INT, _POINTER, _TEXT = ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p
+# Result and arguments of what is called here. A test compares them with cuda_runtime_api.h.
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "cudaGetErrorName": (_TEXT, (_INT,)),
+    "cudaGetErrorString": (_TEXT, (_INT,)),
+    "cudaRuntimeGetVersion": (_INT, (_POINTER,)),
+    "cudaGetDeviceCount": (_INT, (_POINTER,)),
+    "cudaStreamBeginCapture": (_INT, (_POINTER, _INT)),
+    "cudaStreamEndCapture": (_INT, (_POINTER, _POINTER)),
+    "cudaGraphInstantiateWithFlags": (_INT, (_POINTER, _POINTER, ctypes.c_ulonglong)),
+    "cudaGraphDestroy": (_INT, (_POINTER,)),
+    "cudaGraphLaunch": (_INT, (_POINTER, _POINTER)),
+    "cudaGraphExecDestroy": (_INT, (_POINTER,)),
+    "cudaEventCreate": (_INT, (_POINTER,)),
+    "cudaEventRecord": (_INT, (_POINTER, _POINTER)),
+    "cudaEventSynchronize": (_INT, (_POINTER,)),
+    "cudaEventElapsedTime": (_INT, (_POINTER, _POINTER, _POINTER)),
+    "cudaEventDestroy": (_INT, (_POINTER,)),
+}
+
 
 def library() -> Any:
     """libcudart. Raises MissingRequirement where there is none."""
     try:
         from polygraphy import cuda
 
-        return cuda.wrapper().handle
+        # A handle of our own: signatures set on Polygraphy's would change its calls, too.
+        return _with_signatures(cuda.wrapper().handle._name)
     except Exception as error:
         raise MissingRequirement(
             f"the CUDA runtime library was not found: {error}",
             fix="install the CUDA runtime (pip install nvidia-cuda-runtime-cu12)",
         ) from error
+
+
+@functools.cache
+def _with_signatures(name: str) -> Any:
+    runtime = ctypes.CDLL(name)
+    for function, (result, arguments) in SIGNATURES.items():
+        getattr(runtime, function).restype = result
+        getattr(runtime, function).argtypes = arguments
+    return runtime
 
 
 def check(status: int, call: str) -> None:
@@ -37,8 +68,6 @@ def check(status: int, call: str) -> None:
 def error_text(status: int) -> str:
     """ "cudaErrorNoDevice (100): no CUDA-capable device is detected"."""
     runtime = library()
-    runtime.cudaGetErrorName.restype = ctypes.c_char_p
-    runtime.cudaGetErrorString.restype = ctypes.c_char_p
     name = runtime.cudaGetErrorName(status).decode()
     return f"{name} ({status}): {runtime.cudaGetErrorString(status).decode()}"
 
@@ -78,7 +107,6 @@ class Graph:
             end = self._cuda.cudaStreamEndCapture(self._stream, ctypes.byref(graph))
         check(end, "cudaStreamEndCapture")
         make = self._cuda.cudaGraphInstantiateWithFlags
-        make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulonglong]
         check(make(ctypes.byref(self._executable), graph, 0), "cudaGraphInstantiateWithFlags")
         check(self._cuda.cudaGraphDestroy(graph), "cudaGraphDestroy")
 

@@ -18,6 +18,21 @@ COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_32I = 68, 69, 72
 DEFAULT_ALGORITHM = -1
 
 
+_INT, _POINTER = ctypes.c_int, ctypes.c_void_p
+_OPERAND = (_POINTER, _INT, _INT)  # address, type, leading dimension
+# Arguments; every function returns a status. bench.py compares the products with torch's.
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cublasCreate_v2": (_POINTER,),
+    "cublasSetStream_v2": (_POINTER, _POINTER),
+    "cublasSetWorkspace_v2": (_POINTER, _POINTER, ctypes.c_size_t),
+    "cublasGemmEx": (
+        *(_POINTER, _INT, _INT, _INT, _INT, _INT),  # handle, transposed?, m, n, k
+        *(_POINTER, *_OPERAND, *_OPERAND),  # alpha, A, B
+        *(_POINTER, *_OPERAND, _INT, _INT),  # beta, C, compute type, algorithm
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Baseline:
     """One way to multiply. dtype, out: names of torch dtypes; the rest are cuBLAS enums."""
@@ -53,6 +68,8 @@ class CuBlas:
     def __init__(self, torch: Any) -> None:
         torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")  # loads the library
         self._c = ctypes.CDLL(loaded_library())
+        for name, arguments in SIGNATURES.items():
+            getattr(self._c, name).argtypes = arguments
         self._handle = ctypes.c_void_p()
         self._check(self._c.cublasCreate_v2(ctypes.byref(self._handle)))
         self._workspace = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")

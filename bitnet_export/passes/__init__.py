@@ -2,11 +2,13 @@
 
 from bitnet_export.passes.base import Pass, PassResult, Skip, run_passes
 from bitnet_export.passes.canonicalize import Canonicalize
+from bitnet_export.passes.fold_batchnorm import FoldBatchNorm
 from bitnet_export.passes.fold_constants import FoldConstants
 from bitnet_export.passes.lower_2bit import LowerTwoBit
 from bitnet_export.passes.lower_int8 import LowerInt8
 from bitnet_export.passes.merge_siblings import MergeSiblings
 from bitnet_export.passes.opset import raise_opset
+from bitnet_export.passes.pack_convolutions import PackConvolutions
 from bitnet_export.passes.quantize_embeddings import QuantizeEmbeddings
 from bitnet_export.passes.recognise import RecogniseTernary
 from bitnet_export.passes.retarget_trt import RetargetTensorRT
@@ -17,7 +19,9 @@ ALL_PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
     RecogniseTernary,
     TernarizeDense,
+    FoldBatchNorm,
     MergeSiblings,
+    PackConvolutions,
     QuantizeEmbeddings,
     LowerInt8,
     LowerTwoBit,
@@ -29,10 +33,12 @@ __all__ = [
     "ALL_PASSES",
     "OPTIONAL_PASSES",
     "Canonicalize",
+    "FoldBatchNorm",
     "FoldConstants",
     "LowerInt8",
     "LowerTwoBit",
     "MergeSiblings",
+    "PackConvolutions",
     "Pass",
     "PassResult",
     "QuantizeEmbeddings",

@@ -40,7 +40,7 @@ class Canonicalize(Pass):
 
 
 def _multiplies_by_a_constant(node: gs.Node) -> bool:
-    return node.op in ("Gemm", "MatMul") and is_constant(node.inputs[1])
+    return node.op in ("Gemm", "MatMul", "Conv") and is_constant(node.inputs[1])
 
 
 def _split_gemm(builder: Builder, node: gs.Node, weight: np.ndarray) -> None:

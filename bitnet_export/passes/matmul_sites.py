@@ -47,6 +47,11 @@ class MatMulSite:
         return onnx_io.layer_of(self.nodes[0])
 
     @property
+    def is_conv(self) -> bool:
+        """Whether it replaces a convolution."""
+        return False
+
+    @property
     def is_last(self) -> bool:
         """Whether nothing but a change of form (Softmax, Reshape, Cast) follows."""
         waiting, seen = [self.y], set()

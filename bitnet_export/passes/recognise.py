@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitnet_export.passes.base import Builder, Pass, PassResult
+from bitnet_export.passes.conv_sites import find_conv_sites
 from bitnet_export.passes.matmul_sites import find_sites
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class RecogniseTernary(Pass):
 
         result = PassResult()
         builder = Builder(graph)
-        for site in find_sites(graph, result):
+        for site in [*find_sites(graph, result), *find_conv_sites(graph, result)]:
             site.check_finite()
             weight = site.weight.T.astype(np.float32)
             found = find_ternary(torch.from_numpy(weight))

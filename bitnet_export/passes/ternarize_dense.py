@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitnet_export.passes.base import Builder, Pass, PassResult, ternary_nodes
+from bitnet_export.passes.conv_sites import find_conv_sites
 from bitnet_export.passes.matmul_sites import MatMulSite, find_sites
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class TernarizeDense(Pass):
 
     name = "ternarize-dense"
     requires = "constants folded; canonical MatMuls"
-    ensures = "every MatMul by a constant matrix is ternary, or listed with a reason"
+    ensures = "every MatMul or Conv by a constant is ternary, or listed with a reason"
 
     def __init__(self, config: TernaryConfig) -> None:
         self.config = config
@@ -34,7 +35,7 @@ class TernarizeDense(Pass):
 
         result = PassResult()
         builder = Builder(graph)
-        sites = find_sites(graph, result)
+        sites = [*find_sites(graph, result), *find_conv_sites(graph, result)]
         widths = [s.weight.shape[0] for s in sites]
         widths += [t.attributes.K for t in ternary_nodes(graph)]
         for site in sites:
@@ -64,6 +65,8 @@ class TernarizeDense(Pass):
         reason = self.config.excluded_by(site.layer)
         if reason:
             return reason
+        if site.is_conv and self.config.convolutions == "none":
+            return 'convolutions="none"'
         if self.config.keep_head and len(widths) > 1 and n not in widths and site.is_last:
             return "output head: no other layer reads an input of its width"
         if k < self.config.min_k:

@@ -7,10 +7,11 @@ file on a kernel of its own (targets/session.py registers it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from bitnet_export.passes import FoldConstants, MergeSiblings, Pass
+from bitnet_export.passes import FoldConstants, MergeSiblings, PackConvolutions, Pass
+from bitnet_export.passes.heads import attach_nbits_body
 from bitnet_export.targets.base import (
     Lowered,
     Target,
@@ -40,5 +41,17 @@ class OnnxTarget(Target):
             lowered.model, result = to_fp16(model)
             lowered.passes.append(result)
             lowered.parity_kinds += ("fp16",)
-        passes = [FoldConstants(), MergeSiblings(), *embedding_passes(options, contrib=False)]
-        return passes, lowered
+        passes: list[Pass] = [FoldConstants(), MergeSiblings(), PackConvolutions()]
+        return [*passes, *embedding_passes(options, contrib=False)], lowered
+
+    def lower(
+        self,
+        model: onnx.ModelProto,
+        options: ExportOptions,
+        opt_sizes: Mapping[str, int],
+        on_pass: Callable[[str], None] = lambda name: None,
+    ) -> Lowered:
+        """As any target; a quantized output head gets a function body, too."""
+        lowered = super().lower(model, options, opt_sizes, on_pass)
+        attach_nbits_body(lowered.model)
+        return lowered

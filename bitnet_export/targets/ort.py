@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from bitnet_export import onnx_io, op
 from bitnet_export.errors import MissingRequirement, UsageError
 from bitnet_export.manifest import version_tuple
-from bitnet_export.passes import FoldConstants, LowerInt8, LowerTwoBit, MergeSiblings, Pass
+from bitnet_export.passes import (
+    FoldConstants,
+    LowerInt8,
+    LowerTwoBit,
+    MergeSiblings,
+    PackConvolutions,
+    Pass,
+)
 from bitnet_export.targets.base import (
     Decision,
     Lowered,
@@ -56,7 +63,7 @@ class OrtTarget(Target):
         if decision.choice == "int8" and not any(int8_layers):
             why = "no layer has an int8 form: group scales and float activations run as 2-bit"
             decision = Decision("ort_kernel", "2bit", f"{why} ({decision.reason})")
-        passes: list[Pass] = [FoldConstants(), MergeSiblings()]
+        passes: list[Pass] = [FoldConstants(), MergeSiblings(), PackConvolutions()]
         passes += embedding_passes(options, contrib=True)
         kinds: list[str] = []
         if decision.choice == "int8":

@@ -36,6 +36,8 @@ _LINEAR_INPUTS = {
     "QLinearMatMul": (3, 4, 5),
     "MatMulNBits": (1, 2, 3, 4),
     op.OP_TYPE: (1, 2),
+    # A convolution of kernel 1 becomes a TernaryMatMul: all of them count alike.
+    "Conv": (1,),
 }
 _EMBEDDING_INPUTS = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3)}
 

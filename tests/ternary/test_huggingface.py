@@ -18,9 +18,10 @@ CAUSAL = {**TINY, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
 @pytest.fixture(autouse=True)
-def _no_compiler(monkeypatch):
+def _no_compiler():
     """transformers' BitNet layers torch.compile their rounding: slow, and not what is tested."""
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _model(kind):

@@ -19,17 +19,21 @@ def test_bench_cpu(library: Path, unavailable: Unavailable, tmp_path: Path) -> N
     if not (BUILD_DIR / "cpu" / "tests" / "cpu" / "cpu_limits").is_file():
         unavailable("the native part cpu is not built: run make native")
     command = [sys.executable, str(REPOSITORY / "tools" / "bench_cpu.py"), "--shapes", "128x48"]
-    command += ["--rows", "1", "3", "--rounds", "2", "--seconds", "0.0001"]
+    command += ["--rows", "1", "3", "--rounds", "2", "--seconds", "0.0001", "--hot"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "bench")], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert report["limits"]["gmac_per_second"] > 0 or report["limits"]["path"] == "portable"
-    assert [cell["M"] for cell in report["cells"]] == [1, 3]
+    assert [one["threads"] for one in report["limits"]] == [1, 2]
+    assert all(one["int8_gmac"] > 0 or one["path"] == "portable" for one in report["limits"])
+    assert [(cell["threads"], cell["M"]) for cell in report["cells"]] == [
+        *((1, 1), (1, 3)),
+        *((2, 1), (2, 3)),
+    ]
     for cell in report["cells"]:
-        assert set(cell["samples"]) == {"ternary", "fp32", "nbits2", "int8"}
+        assert set(cell["samples"]) == {"ternary", "fp32", "nbits2", "nbits4", "int8"}
         assert all(len(times) == 2 and min(times) > 0 for times in cell["samples"].values())
     table = (tmp_path / "bench.md").read_text()
     assert table == done.stdout.rstrip("\n") + "\n"
-    assert table.count("| 128, 48 |") == 2
+    assert table.count("| 128, 48 |") == 4

@@ -1,0 +1,236 @@
+"""Measure one row: full precision, post-training, fine-tuned by the product, set by hand.
+
+What comes out is a Record: plain data, written as JSON after every form, so that an interrupted
+run keeps what it had. Each value is that of an ONNX file in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accuracy import product
+from accuracy.rows import Row
+
+FULL, POST, TUNED = "full precision", "post-training", "fine-tuned"
+FLOAT_ACTIVATIONS = ", float activations"
+
+
+@dataclass
+class Form:
+    """One measured model. seconds, cpu_seconds: of its fine-tuning, on the clock and of the
+    processor (less than the clock where the machine was shared)."""
+
+    name: str
+    value: float
+    bytes: int
+    seed: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    recipe: str = ""
+
+
+@dataclass
+class Record:
+    """All of a row, with where and how it was measured."""
+
+    row: str
+    model: str
+    data: str
+    metric: str
+    command: str
+    date: str
+    machine: dict[str, Any]
+    threads: int
+    fp32_bytes: int = 0
+    fp16_bytes: int = 0
+    forms: list[Form] = field(default_factory=list)
+
+    def values(self, name: str) -> list[float]:
+        """Of every seed of a form."""
+        return [form.value for form in self.forms if form.name == name]
+
+    def write(self, path: Path) -> None:
+        """As JSON, a row of forms a line of the list."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure. steps None: the recipe's. float_activations: also export every model
+    with activations left in floating point."""
+
+    work: Path
+    threads: int = 2
+    seeds: int = 1
+    steps: int | None = None
+    alternatives: bool = False
+    float_activations: bool = True
+
+
+def measure(row: Row, plan: Plan, command: str, keep: Callable[[Record], None]) -> Record:
+    """Everything the plan asks of a row; keep is called after each form."""
+    record = Record(
+        row.name, row.model, row.data_text, row.metric, command, _today(), machine(), plan.threads
+    )
+    source = row.source(plan.work / row.name)
+    data = row.data(source, plan.work / f"{row.name}-data")
+    job = _Job(row, plan, record, source, data, keep)
+    job.post_training()
+    for seed in range(plan.seeds):
+        job.tuned(TUNED, seed, {})
+    if plan.alternatives:
+        for name, settings in row.alternatives.items():
+            job.tuned(name, 0, settings)
+    return record
+
+
+@dataclass
+class _Job:
+    """A row being measured."""
+
+    row: Row
+    plan: Plan
+    record: Record
+    source: Path
+    data: Path
+    keep: Callable[[Record], None]
+
+    def post_training(self) -> None:
+        """The full-precision model, and its ternary forms without any training."""
+        for bits, suffix in self._activations():
+            made = product.export(self.source, self._path("post-training"), bits)
+            if not self.record.forms:
+                self.record.fp32_bytes, self.record.fp16_bytes = made.fp32_bytes, made.fp16_bytes
+                value = self._score(made.full_precision(self.plan.threads), made)
+                self._add(Form(FULL, value, made.fp32_bytes))
+            value = self._score(made.session(self.plan.threads), made)
+            self._add(Form(POST + suffix, value, made.bytes, recipe=made.recipe))
+
+    def tuned(self, name: str, seed: int, settings: Mapping[str, Any]) -> None:
+        """Fine-tune with int8 activations; the same file is also exported with float ones."""
+        given = dict(self.row.settings(self.source, self.data.parent)) | dict(settings)
+        given.setdefault("steps", self.plan.steps)
+        file = self._path(f"{name.replace(' ', '-')}-{seed}.pt")
+        made = product.fine_tune(
+            self.source, self.data, file, seed=seed, threads=self.plan.threads, **given
+        )
+        for bits, suffix in self._activations():
+            exported = product.export(file, self._path(file.stem), bits)
+            value = self._score(exported.session(self.plan.threads), exported)
+            form = Form(name + suffix, value, exported.bytes, seed, made.steps, made.batch)
+            form.seconds, form.cpu_seconds = round(made.seconds, 1), round(made.cpu_seconds, 1)
+            form.recipe = exported.recipe
+            self._add(form)
+
+    def _activations(self) -> list[tuple[int, str]]:
+        """(activation bits, what the form's name says of it)."""
+        return [(8, ""), (0, FLOAT_ACTIVATIONS)][: 1 + self.plan.float_activations]
+
+    def _score(self, session: Any, made: product.Exported) -> float:
+        return self.row.score(session, made.full_precision(self.plan.threads), self.source)
+
+    def _add(self, form: Form) -> None:
+        print(f"{self.row.name}: {form.name}: {form.value:.4g}", flush=True)
+        self.record.forms.append(form)
+        self.keep(self.record)
+
+    def _path(self, name: str) -> Path:
+        path = self.plan.work / f"{self.row.name}-out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def table(row: Row, record: Record) -> str:
+    """The record as a markdown table, what it was measured with under it."""
+    lines = [
+        f"| form | {record.metric} | {row.loss_text} | file | fp32 | fp16 | steps | time |",
+        "|---" * 8 + "|",
+    ]
+    (full,) = record.values(FULL)
+    names = dict.fromkeys(form.name for form in record.forms)
+    lines += [_line(row, record, name, full) for name in names]
+    return "\n".join([*lines, "", _origin(row, record, full)])
+
+
+def _line(row: Row, record: Record, name: str, full: float) -> str:
+    forms = [form for form in record.forms if form.name == name]
+    values, first = [form.value for form in forms], forms[0]
+    spread = f" ({_number(min(values))} to {_number(max(values))})" if len(values) > 1 else ""
+    mean = statistics.mean(values)
+    lost = "" if name == FULL else f"{row.loss(full, mean):.3g}"
+    ratios = [f"{whole / first.bytes:.2f}x" for whole in (record.fp32_bytes, record.fp16_bytes)]
+    seconds = [form.seconds for form in forms if form.seconds is not None]
+    cpu = [form.cpu_seconds for form in forms if form.cpu_seconds is not None]
+    took = ""
+    if seconds:
+        took = f"{statistics.mean(seconds) / 60:.1f} min ({statistics.mean(cpu) / 60:.1f} of CPU)"
+    steps = f"{first.steps} of {first.batch}" if first.steps else ""
+    size = f"{first.bytes / 1e6:.1f} MB"
+    cells = [name, _number(mean) + spread, lost, size, *ratios, steps, took]
+    return f"| {' | '.join(cells)} |"
+
+
+def reached(row: Row, record: Record) -> bool:
+    """Whether the mean over seeds is within the row's limit; True for a row without one."""
+    (full,) = record.values(FULL)
+    tuned = [row.loss(full, value) for value in record.values(TUNED)]
+    return row.limit is None or statistics.mean(tuned) <= row.limit
+
+
+def _origin(row: Row, record: Record, full: float) -> str:
+    """What was measured, how often, and whether it reaches the limit."""
+    tuned = [row.loss(full, value) for value in record.values(TUNED)]
+    seeds = "1 seed" if len(tuned) == 1 else f"{len(tuned)} seeds, mean (least to most)"
+    verdict = ""
+    if row.limit is not None and tuned:
+        lost = statistics.mean(tuned)
+        word = "Reached" if reached(row, record) else "Missed"
+        verdict = f" {word}: {lost:.3g} {row.loss_text}, {row.limit:g} allowed."
+    versions = record.machine
+    return (
+        f"{record.model}; {record.data}; {seeds}.{verdict} Measured on {record.date} by"
+        f" `{record.command}`: {versions['processor']}, {record.threads} thread(s) on"
+        f" {versions['cores']} cores, load {versions['load']:.1f} when it began,"
+        f" torch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, load at the start, versions."""
+    import onnxruntime
+    import torch
+    import transformers
+
+    processor, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        processor = found.group(1).strip() if found else processor
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,0 +1,82 @@
+"""Measure a row of the table in docs/accuracy.md: one command a row.
+
+    python tools/accuracy_table.py sentiment            # or embedder, gpt, smollm2
+    python tools/accuracy_table.py gpt --seeds 3 --alternatives --write
+    python tools/accuracy_table.py pretrain             # only train the GPT of the gpt row
+
+Full-precision models are trained on first use and kept under build/accuracy. Everything else is
+the product's own fine-tuning with its defaults, its export for ONNX Runtime, and the metric of the
+exported file. Results go to docs/benchmarks/accuracy-ROW.json and, with --write, into the page.
+Digits have a command of their own: tools/digits_table.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from accuracy import measure, pretrain, texts
+from accuracy.rows import BUILD, ROWS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOC = REPOSITORY / "docs" / "accuracy.md"
+RESULTS = REPOSITORY / "docs" / "benchmarks"
+
+
+def write(row: str, text: str, doc: Path = DOC) -> None:
+    """Replace what is between the row's markers in doc."""
+    begin, end = f"<!-- {row}:begin -->", f"<!-- {row}:end -->"
+    page = doc.read_text("utf-8")
+    if begin not in page or end not in page:
+        raise SystemExit(f"{doc} has no {begin} ... {end} to write between")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    doc.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page), "utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    made.add_argument("row", choices=[*ROWS, "pretrain"])
+    made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--steps", type=int, help="fine-tuning steps; default: the recipe's")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--alternatives", action="store_true", help="also the recipes set by hand")
+    made.add_argument("--only-int8", action="store_true", help="leave float activations out")
+    made.add_argument("--work", type=Path, default=BUILD, help="where models are kept")
+    made.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
+    made.add_argument("--write", action="store_true", help="update docs/accuracy.md")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 if the row misses its limit."""
+    options = parser().parse_args(arguments)
+    given = arguments if arguments is not None else sys.argv[1:]
+    torch.set_num_threads(options.threads)
+    if options.row == "pretrain":
+        training = pretrain.Training(steps=options.steps or pretrain.Training.steps)
+        pretrain.pretrain(options.work / "gpt", pretrain.Shape(), training, texts.reviews)
+        return 0
+    row = ROWS[options.row]
+    plan = measure.Plan(
+        options.work,
+        options.threads,
+        options.seeds,
+        options.steps,
+        options.alternatives,
+        not options.only_int8,
+    )
+    path = options.results / f"accuracy-{row.name}.json"
+    command = " ".join(["python tools/accuracy_table.py", *given])
+    record = measure.measure(row, plan, command, keep=lambda r: r.write(path))
+    text = measure.table(row, record)
+    print(text)
+    if options.write:
+        write(row.name, text)
+    return int(not measure.reached(row, record))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

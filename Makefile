@@ -39,7 +39,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/python tools/build_wheel.py
 
 gpu-check:
-	$(PYTHON) tools/gpu_check.py
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK_FLAGS)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

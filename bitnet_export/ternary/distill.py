@@ -138,6 +138,7 @@ class _Run:
         started = time.perf_counter()
         if not first:
             self._evaluate(0)
+        begun = time.perf_counter()
         for step in range(first, config.steps):
             row = self._step(step)
             result.history.append(row)
@@ -150,7 +151,7 @@ class _Run:
             if config.checkpoint_dir and _due(done, every, config.steps):
                 self._save(config.checkpoint_dir, done)
             if progress and self.group.leads:
-                eta = (time.perf_counter() - started) / (done - first) * (config.steps - done)
+                eta = (time.perf_counter() - begun) / (done - first) * (config.steps - done)
                 progress(StepInfo(done, config.steps, row["loss"], row["lr"], eta, evaluation))
             if self._ran_out_of_patience():
                 result.stopped_early = done < config.steps

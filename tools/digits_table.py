@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from digits_models import Cnn, Mlp, VisionTransformer
+from torch import nn
 
 from bitnet_export.export import export_module
 from bitnet_export.ternary import FinetuneConfig, TernaryConfig, convert, finetune, prepare
@@ -38,40 +39,11 @@ BATCH = 64
 FORMS = ("full precision", "post-training", "distilled")
 
 
-class Mlp(nn.Module):
-    """[B, 8, 8] -> logits [B, 10]; 64-256-256-10."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image.flatten(1))
-
-
-class VisionTransformer(nn.Module):
-    """[B, 8, 8] -> logits [B, 10]; 16 patches of 2 x 2, two blocks of width 64, 4 heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Linear(4, 64)
-        self.position = nn.Parameter(torch.randn(1, 16, 64) * 0.02)
-        block = nn.TransformerEncoderLayer(
-            64, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(64)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, image: Tensor) -> Tensor:
-        patches = image.unflatten(1, (4, 2)).unflatten(3, (4, 2)).transpose(2, 3)
-        x = self.patch(patches.flatten(3).flatten(1, 2)) + self.position
-        return self.head(self.norm(self.encoder(x).mean(1)))
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {"MLP": Mlp, "vision transformer": VisionTransformer}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "MLP": Mlp,
+    "vision transformer": VisionTransformer,
+    "CNN": Cnn,
+}
 
 
 @dataclass(frozen=True)

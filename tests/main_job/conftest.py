@@ -43,15 +43,15 @@ def export(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digit_files(tmp_path_factory):
-    """{"mlp": model.pt, "vit": model.pt, "data": held-out images and labels}, trained."""
+    """{"mlp", "vit", "cnn": model.pt, "data": held-out images and labels, "train"}, trained."""
     folder = tmp_path_factory.mktemp("digits")
     data = models.digits()
     files = {"data": folder / "held-out.npz", "train": folder / "train.npz"}
     np.savez(files["data"], image=data["test_x"], label=data["test_y"])
     np.savez(files["train"], image=data["train_x"])
     torch.manual_seed(0)
-    for name, build in (("mlp", models.Mlp), ("vit", models.VisionTransformer)):
-        model = models.train(build(), 200)
+    for name in ("mlp", "vit", "cnn"):
+        model = models.train(models.digits_model(name), 200)
         files[name] = save(
             model, folder / f"{name}.pt", {"image": torch.tensor(data["test_x"][:4])}, DYNAMIC_IMAGE
         )

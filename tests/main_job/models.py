@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,38 +14,19 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save_model
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-class Mlp(nn.Module):
-    """[B, 8, 8] -> logits [B, 10]; 64-128-128-10."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image.flatten(1))
+from digits_models import Cnn, Mlp, VisionTransformer
 
 
-class VisionTransformer(nn.Module):
-    """[B, 8, 8] -> logits [B, 10]; 16 patches of 2 x 2, one block of width 64, 4 heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Linear(4, 64)
-        self.position = nn.Parameter(torch.randn(1, 16, 64) * 0.02)
-        block = nn.TransformerEncoderLayer(
-            64, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(block, 1, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(64)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, image: Tensor) -> Tensor:
-        patches = image.unflatten(1, (4, 2)).unflatten(3, (4, 2)).transpose(2, 3)
-        x = self.patch(patches.flatten(3).flatten(1, 2)) + self.position
-        return self.head(self.norm(self.encoder(x).mean(1)))
+def digits_model(name: str) -> nn.Module:
+    """A classifier of digits, smaller than the ones of docs/accuracy.md."""
+    build = {
+        "mlp": lambda: Mlp(128),
+        "vit": lambda: VisionTransformer(blocks=1),
+        "cnn": lambda: Cnn(),
+    }
+    return build[name]()
 
 
 class Encoder(nn.Module):

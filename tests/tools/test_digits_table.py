@@ -1,6 +1,6 @@
 """The digits table: measured through ONNX Runtime, and written between the page's markers."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,16 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("onnxruntime")
 
-_PATH = Path(__file__).parents[2] / "tools" / "digits_table.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def digits_table():
-    import sys
+    sys.path.insert(0, str(TOOLS))
+    import digits_table
 
-    spec = importlib.util.spec_from_file_location("digits_table", _PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["digits_table"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
     torch.set_num_threads(1)
-    return module
+    return digits_table
 
 
 def test_a_trained_mlp_survives_becoming_ternary(digits_table):

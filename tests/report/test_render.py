@@ -14,6 +14,7 @@ from bitnet_export.report.html import render_html
 from bitnet_export.report.json_io import load_report
 from bitnet_export.report.junit import render_junit
 from bitnet_export.report.markdown import MAX_LINES, render_markdown
+from bitnet_export.report.schema import EngineSize
 from bitnet_export.report.svg import nice_ticks
 from tests.report import sample
 
@@ -125,6 +126,28 @@ def test_markdown_names_what_failed_even_with_many_rows():
     summary = render_markdown(report)
     assert "**parity**: 2 of 12 comparisons failed" in summary
     assert "**min_speedup**" in summary
+    assert len(summary.splitlines()) <= MAX_LINES
+
+
+def test_engines_stand_beside_the_onnx_file():
+    report = sample.passing()
+    assert "Engines built" not in render_html(report)
+    engines = [
+        EngineSize(
+            file=f"model-sm{sm}.engine",
+            bytes=size,
+            ratio=report.size.baseline_bytes / size,
+            runtime="TensorRT-RTX 1.7.1",
+            built_for=f"compute capability {sm[0]}.{sm[1]}",
+            weights=weights,
+        )
+        for sm, size, weights in (("75", 50_500_000, "float16"), ("86", 33_700_000, "int4"))
+    ]
+    report.size = replace(report.size, engines=engines)
+    page, summary = render_html(report), render_markdown(report)
+    for words in ("Engines built", "33.7 MB", "2.69x", "compute capability 8.6", "int4"):
+        assert words in page
+    assert "| engine model-sm86.engine, int4 weights |  | 33.7 MB | 2.69x |" in summary
     assert len(summary.splitlines()) <= MAX_LINES
 
 

@@ -43,7 +43,7 @@ def split() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
 
 
 def feeds(sentences: list[str], directory: Path, batch: int = BATCH) -> list[Feed]:
-    """Sentences in order -> batches of ids and mask, each padded to its longest."""
+    """Sentences in order -> batches of MiniLM's inputs, each padded to its longest."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -56,6 +56,7 @@ def feeds(sentences: list[str], directory: Path, batch: int = BATCH) -> list[Fee
             {
                 "input_ids": np.array([e.ids for e in encoded], np.int64),
                 "attention_mask": np.array([e.attention_mask for e in encoded], np.int64),
+                "token_type_ids": np.array([e.type_ids for e in encoded], np.int64),
             }
         )
     return made

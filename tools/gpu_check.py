@@ -39,7 +39,7 @@ from gpu_tools.steps import (
     Steps,
     run_program,
 )
-from gpu_tools.timing import copy_bandwidth
+from gpu_tools.timing import cache_size, copy_bandwidth
 
 __all__ = ["EXIT_FAILED", "EXIT_MISSING", "EXIT_OK", "main"]
 
@@ -153,10 +153,17 @@ def sanitize(tool: str, program: Path, folder: Path, seed: int, seconds: float) 
 
 def run_bench(torch: Any, library_path: Path, seconds: float) -> dict[str, Any]:
     """The benchmarks; their table goes to stdout."""
-    copy_gb = copy_bandwidth(torch)
-    rows, left_out = bench.bench_all(torch, Library(library_path), seconds, say)
-    kept = {"copy_gb_per_s": copy_gb, "rows": rows, "left_out": left_out}
-    print("\n".join(table.bench_table(rows, copy_gb)), flush=True)
+    copy_gb, rows = copy_bandwidth(torch), list[dict[str, Any]]()
+    kept: dict[str, Any] = {"copy_gb_per_s": copy_gb, "rows": rows}
+    try:
+        left_out = bench.bench_all(torch, Library(library_path), seconds, rows, say)
+        kept["left_out"] = left_out
+        print("\n".join(table.bench_table(rows, copy_gb)))
+        kept["goals"] = table.goals(rows, copy_gb, cache_size(torch))
+        print("\n".join(kept["goals"]), flush=True)
+    except Exception as error:  # what was measured until then is kept
+        why = f"stopped after {len(rows)} rows: {type(error).__name__}: {error}"
+        raise Failed(why, kept) from error
     if problems := table.wrong(rows):
         raise Failed("; ".join(problems), kept)
     if left_out:

@@ -69,8 +69,8 @@ def small(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_every_family_is_timed_and_checked_on_every_shape(emulated):
-    said = []
-    rows, left_out = bench.bench_all(CpuTorch(), emulated, 60.0, said.append, CpuBlas())
+    said, rows = [], []
+    left_out = bench.bench_all(CpuTorch(), emulated, 60.0, rows, said.append, CpuBlas())
     assert left_out == []
     assert [(r["m"], r["k"], r["activation_bits"]) for r in rows] == [
         (m, k, bits) for m in (1, 9) for k in (64, 128) for bits in (8, 0)
@@ -104,7 +104,8 @@ def test_a_kernel_that_computes_wrongly_is_found(emulated, monkeypatch):
 
     monkeypatch.setattr(library.Library, "launch", wrong)
     monkeypatch.setattr(bench, "ROWS", (1,))
-    rows, _ = bench.bench_all(CpuTorch(), emulated, 60.0, lambda text: None, CpuBlas())
+    rows = []
+    bench.bench_all(CpuTorch(), emulated, 60.0, rows, lambda text: None, CpuBlas())
     assert table.wrong(rows) == [
         "gemv_dp4a M=1 K=64 N=6: differs from the naive kernel",
         "gemv_dp4a M=1 K=128 N=3: differs from the naive kernel",
@@ -133,9 +134,46 @@ def test_a_launch_that_fails_costs_its_own_entry_alone(emulated, monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_what_time_does_not_allow_is_left_out_and_said():
-    rows, left_out = bench.bench_all(CpuTorch(), None, 0.0, lambda text: None, CpuBlas())
+    rows = []
+    left_out = bench.bench_all(CpuTorch(), None, 0.0, rows, lambda text: None, CpuBlas())
     assert rows == []
     assert left_out == [(1, 64, 6), (1, 128, 3), (9, 64, 6), (9, 128, 3)]
+
+
+ROW = {
+    "m": 1, "k": 4096, "n": 14336, "activation_bits": 8,
+    "families": {"gemv_dp4a": {"us": 50.0, "gb_per_s": 240.0, "problem": None},
+                 "tile_dp4a": {"us": 80.0, "gb_per_s": 150.0, "problem": "left poison"},
+                 "tile_imma": {"problem": "failed: refused"}},
+    "baselines": {"cublas_fp16": {"us": 400.0, "problem": None}, "cublas_int8": None,
+                  "cublas_fp32": {"problem": "failed: out of memory"}},
+}  # fmt: skip
+
+
+def test_table_gives_bandwidth_and_ratios():
+    """Made-up numbers: the arithmetic of the table."""
+    header, line = table.bench_table([ROW], 300.0)
+    assert "cuBLAS" in header
+    assert line.split() == ["(4096,", "14336)", "1", "8", "gemv_dp4a", "50.0", "240", "80",
+                            "8.00,", "-,", "-"]  # fmt: skip
+    assert table.wrong([ROW]) == [
+        "tile_dp4a M=1 K=4096 N=14336: left poison",
+        "tile_imma M=1 K=4096 N=14336: failed: refused",
+        "cublas_fp32 M=1 K=4096 N=14336: failed: out of memory",
+    ]
+
+
+def test_goals_are_met_or_missed_by_the_worst_shape():
+    slow = ROW | {"m": 64, "baselines": {"cublas_fp16": {"us": 45.0, "problem": None}}}
+    floats = ROW | {"activation_bits": 0, "baselines": {}}
+    assert table.goals([ROW, slow, floats], 300.0, 4 << 20) == [
+        "goal met: 80 % of the copy bandwidth at M = 1 on (4096, 14336): 80 %",
+        "goal met: 5x cuBLAS fp16 at M = 1 where fp16 weights exceed the L2 cache: least 8.00x, "
+        "at M, K, N = 1, 4096, 14336",
+        "goal MISSED: no slower than cuBLAS fp16 up to M = 64: least 0.90x, at M, K, N = 64, "
+        "4096, 14336",
+    ]
+    assert table.goals([], 300.0, 4 << 20) == []
 
 
 def test_a_capture_ends_even_where_a_launch_fails():

@@ -264,6 +264,19 @@ class TestWholeRun:
         assert "tensorrt" in status
 
     @pytest.mark.usefixtures("card")
+    def test_what_was_measured_survives_a_mistake_later(self, tmp_path, monkeypatch):
+        def bench_all(torch, library, seconds, rows, say):
+            rows.append({"m": 1})
+            raise ZeroDivisionError("a mistake of the tool")
+
+        monkeypatch.setattr(gpu_check, "copy_bandwidth", lambda torch: 300.0)
+        monkeypatch.setattr(gpu_check.bench, "bench_all", bench_all)
+        code, status, found = self.run(tmp_path, "--skip-sanitizer")
+        assert (code, status["bench"]) == (gpu_check.EXIT_FAILED, "failed")
+        assert found["steps"]["bench"]["rows"] == [{"m": 1}]
+        assert "after 1 rows: ZeroDivisionError" in found["steps"]["bench"]["why"]
+
+    @pytest.mark.usefixtures("card")
     def test_without_a_build_nothing_else_claims_to_have_run(self, tmp_path, monkeypatch):
         def fail(*args):
             raise library.BuildError("error: no such thing")

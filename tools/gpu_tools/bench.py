@@ -124,7 +124,8 @@ def baseline_operands(
 def bench_baseline(
     torch: Any, blas: CuBlas, baseline: Baseline, m: int, k: int, n: int, cache_bytes: int
 ) -> dict[str, Any] | None:
-    """One cuBLAS baseline on one shape, or None where cuBLAS refuses it."""
+    """One cuBLAS baseline on one shape, or None where cuBLAS refuses it; without "us" where it
+    failed."""
     itemsize = {"float16": 2, "float32": 4, "int8": 1}[baseline.dtype]
     copies = copies_past_cache(n * k * itemsize, cache_bytes)
     weights, x, y = baseline_operands(torch, baseline, m, k, n, copies)
@@ -143,6 +144,8 @@ def bench_baseline(
         samples = time_graph(torch, [make(i) for i in range(copies)])
     except OSError:
         return None
+    except RuntimeError as error:
+        return {"problem": f"failed: {error}"}
     moved = n * k * itemsize + m * (k * itemsize + n * y.element_size())
     return {"problem": problem, **summary(samples, moved)}
 
@@ -171,14 +174,14 @@ def bench_all(
     torch: Any,
     library: Library,
     seconds: float,
+    rows: list[dict[str, Any]],
     say: Callable[[str], None],
     blas: CuBlas | None = None,
-) -> tuple[list[dict[str, Any]], list[tuple[int, int, int]]]:
-    """All shapes, rows and both activation kinds, with every baseline -> (rows, cells left out
-    because the seconds were over)."""
+) -> list[tuple[int, int, int]]:
+    """All shapes, rows of x and both activation kinds, with every baseline: appended to ``rows``,
+    where they are safe from what happens later. Returns the cells there was no time for."""
     end = time.monotonic() + seconds
     cache_bytes, blas = cache_size(torch), blas or CuBlas(torch)
-    rows: list[dict[str, Any]] = []
     waiting = list(cells())
     while waiting and time.monotonic() < end:
         m, k, n = waiting.pop(0)
@@ -191,4 +194,4 @@ def bench_all(
                          "families": families, "baselines": baselines})  # fmt: skip
         if (k, n) == SHAPES[-1]:
             say(f"  benchmarked M = {m}")
-    return rows, waiting
+    return waiting

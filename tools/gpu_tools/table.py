@@ -30,12 +30,47 @@ def bench_table(rows: list[dict[str, Any]], copy_gb: float) -> list[str]:
             lines.append(f"{head}{'none ran':>10}")
             continue
         name, best = fastest(row)
-        ratios = [f"{b['us'] / best['us']:.2f}" if b else "-" for b in row["baselines"].values()]
+        ratios = [
+            f"{b['us'] / best['us']:.2f}" if b and "us" in b else "-"
+            for b in row["baselines"].values()
+        ]
         lines.append(
             f"{head}{name:>10} {best['us']:>9.1f} {best['gb_per_s']:>6.0f} "
             f"{100 * best['gb_per_s'] / copy_gb:>6.0f}  {', '.join(ratios)}"
         )
     return lines
+
+
+def goals(rows: list[dict[str, Any]], copy_gb: float, l2_bytes: int) -> list[str]:
+    """What the kernels aim at, each met or missed, with the numbers; left out where not measured.
+    int8 activations."""
+    measured = [r for r in rows if r["activation_bits"] == 8 and timed(r)]
+    lines = []
+    for row in measured:
+        if (row["m"], row["k"], row["n"]) == (1, 4096, 14336):
+            share = fastest(row)[1]["gb_per_s"] / copy_gb
+            goal = "80 % of the copy bandwidth at M = 1 on (4096, 14336)"
+            lines.append(_goal(goal, share >= 0.8, f"{100 * share:.0f} %"))
+    fp16 = {}
+    for row in measured:
+        blas = row["baselines"].get("cublas_fp16")
+        if blas and "us" in blas:
+            fp16[row["m"], row["k"], row["n"]] = blas["us"] / fastest(row)[1]["us"]
+    for goal, limit, chosen in (
+        ("5x cuBLAS fp16 at M = 1 where fp16 weights exceed the L2 cache", 5.0,
+         {c: r for c, r in fp16.items() if c[0] == 1 and 2 * c[1] * c[2] > l2_bytes}),
+        ("no slower than cuBLAS fp16 up to M = 64", 1.0,
+         {c: r for c, r in fp16.items() if c[0] <= 64}),
+    ):  # fmt: skip
+        if chosen:
+            worst = min(chosen, key=lambda cell: chosen[cell])
+            found = f"least {chosen[worst]:.2f}x, at M, K, N = {', '.join(map(str, worst))}"
+            lines.append(_goal(goal, chosen[worst] >= limit, found))
+    return lines
+
+
+def _goal(goal: str, met: bool, found: str) -> str:
+    return f"goal {'met' if met else 'MISSED'}: {goal}: {found}"
 
 
 def peer_table(rows: list[dict[str, Any]]) -> list[str]:

@@ -171,7 +171,7 @@ def _name_layers(model: onnx.ModelProto) -> None:
     import onnx
 
     for node in model.graph.node:
-        layer = onnx_io.node_layer(node)
+        layer = _conv_path(node) or onnx_io.node_layer(node)
         del node.metadata_props[:]
         if layer:
             node.metadata_props.append(
@@ -181,6 +181,17 @@ def _name_layers(model: onnx.ModelProto) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del value.metadata_props[:]
     del model.metadata_props[:], graph.metadata_props[:]
+
+
+def _conv_path(node: onnx.NodeProto) -> str:
+    """The module path of a convolution, by its weight; "" for other nodes.
+
+    The exporter folds a batch norm into the convolution before it and gives the node the norm's
+    path. Only the name is at stake: the weight is that of the node whatever it is called.
+    """
+    if node.op_type != "Conv" or not node.input[1].endswith(".weight"):
+        return ""
+    return node.input[1].removesuffix(".weight")
 
 
 def _name_outputs(model: onnx.ModelProto) -> None:

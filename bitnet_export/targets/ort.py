@@ -65,7 +65,7 @@ class OrtTarget(Target):
             decision = Decision("ort_kernel", "2bit", f"{why} ({decision.reason})")
         passes: list[Pass] = [FoldConstants(), MergeSiblings(), PackConvolutions()]
         passes += embedding_passes(options, contrib=True)
-        kinds: list[str] = []
+        kinds = ["function"] if decision.choice == "none" else []
         if decision.choice == "int8":
             passes.append(LowerInt8(options.activation_scale))
             kinds.append("int8" if options.activation_scale == "row" else "int8-tensor")
@@ -100,7 +100,10 @@ def check_onnxruntime() -> None:
 
 
 def choose_kernel(model: onnx.ModelProto, asked: str, opt_sizes: Mapping[str, int]) -> Decision:
-    """auto | 2bit | int8 -> the kernel and why."""
+    """auto | 2bit | int8 -> the kernel and why; "none" for a model without TernaryMatMul."""
+    if not attributes_of(model):
+        why = "no layer is a matrix product: what is ternary runs as floating point Conv"
+        return Decision("ort_kernel", "none", why)
     if asked != "auto":
         return Decision("ort_kernel", asked, f"asked for with --ort-kernel {asked}")
     rows = rows_per_run(model, opt_sizes)

@@ -17,6 +17,7 @@ import numpy as np
 from bitnet_export import onnx_io, op, packing
 from bitnet_export.errors import InputError
 from bitnet_export.passes.lower_rtx import int4_weights
+from bitnet_export.passes.pack_convolutions import channel_trits
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.parity import cosine_similarity
 from bitnet_export.verify.results import LayerRow, finite
@@ -52,24 +53,31 @@ def layer_name(node: onnx.NodeProto) -> str:
 
 
 def layer_weights(function_path: Path | str) -> dict[str, LayerWeights]:
-    """K, N and the part of zeros of every TernaryMatMul of a model, by layer."""
+    """K, N and the part of zeros of every TernaryMatMul and ternary Conv of a model, by layer."""
     from onnx import helper, numpy_helper
 
     model = onnx_io.read_model(Path(function_path))
     constants = {t.name: t for t in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type != op.OP_TYPE or node.input[1] not in constants:
+        if node.op_type not in (op.OP_TYPE, "Conv") or node.input[1] not in constants:
+            continue
+        if node.op_type == "Conv":
+            ternary = channel_trits(numpy_helper.to_array(constants[node.input[1]]))
+            if ternary is not None:
+                found[layer_name(node)] = _weights_of(ternary[0])
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         packed = numpy_helper.to_array(constants[node.input[1]])
         if packed.dtype == np.int32:
             packed = packing.from_int32(packed)
-        trits = packing.unpack(packed, attributes["K"])
-        found[layer_name(node)] = LayerWeights(
-            inputs=trits.shape[1], outputs=trits.shape[0], sparsity=float((trits == 0).mean())
-        )
+        found[layer_name(node)] = _weights_of(packing.unpack(packed, attributes["K"]))
     return found
+
+
+def _weights_of(trits: np.ndarray) -> LayerWeights:
+    """trits [N, K]."""
+    return LayerWeights(trits.shape[1], trits.shape[0], float((trits == 0).mean()))
 
 
 def compare_layers(

@@ -17,10 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitnet_export.convert_run import run_convert
     from bitnet_export.errors import BitnetExportError
     from bitnet_export.load import LoadedModel, save
     from bitnet_export.options import (
         BenchOptions,
+        ConvertOptions,
         ExportOptions,
         FinetuneOptions,
         GateOptions,
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "bitnet_export.convert_run": ("run_convert",),
     "bitnet_export.errors": ("BitnetExportError",),
     "bitnet_export.load": ("LoadedModel", "save"),
     "bitnet_export.options": (
         "BenchOptions",
+        "ConvertOptions",
         "ExportOptions",
         "FinetuneOptions",
         "GateOptions",
@@ -58,6 +62,7 @@ __all__ = [
     "BenchOptions",
     "BitLinear",
     "BitnetExportError",
+    "ConvertOptions",
     "ExportOptions",
     "FinetuneConfig",
     "FinetuneOptions",
@@ -74,6 +79,7 @@ __all__ = [
     "load_session",
     "prepare",
     "run_bench",
+    "run_convert",
     "run_export",
     "run_finetune",
     "run_verify",

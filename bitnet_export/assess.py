@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import manifest, op
+from bitnet_export.compress import PlainModel
 from bitnet_export.errors import InputError
 from bitnet_export.shapes import parse_case_label
 from bitnet_export.targets.session import native_library, open_session
@@ -50,6 +51,7 @@ class Subject:
     example_inputs: dict[str, Any] | None = None
     threads: int | None = None
     seed: int = 0
+    plain: PlainModel | None = None
 
     @property
     def baseline(self) -> Path:
@@ -63,8 +65,10 @@ class Subject:
 
     @property
     def model(self) -> Path:
-        """What is deployed."""
-        return self.directory / manifest.MODEL
+        """What is deployed, decompressed where it is at rest."""
+        if self.plain is None:
+            self.plain = PlainModel(self.directory / manifest.MODEL)
+        return self.plain.path
 
     @property
     def native(self) -> Path | None:
@@ -321,14 +325,18 @@ def measure_sizes(report: Report, subject: Subject) -> None:
     """Bytes by part, against the full-precision file."""
     from dataclasses import replace
 
+    from bitnet_export.verify.embeddings import embedding_errors
     from bitnet_export.verify.size import engine_sizes, size_block
 
     if subject.baseline.is_file():
-        size = size_block(subject.baseline, subject.model)
+        at_rest = subject.directory / manifest.MODEL
+        size = size_block(subject.baseline, subject.model, at_rest)
         engines = engine_sizes(subject.record.environment, size.baseline_bytes)
         report.size = replace(size, engines=engines)
         weights = sum(part.weights for part in report.size.by_part.values())
         report.model = replace(report.model, weights=weights)
+    if subject.ternary.is_file():
+        report.embeddings = embedding_errors(subject.ternary, subject.model)
 
 
 def bench(

@@ -16,6 +16,7 @@ DTYPES = ("fp32", "fp16")
 ORT_KERNELS = ("auto", "2bit", "int8")
 ACTIVATION_SCALES = ("row", "tensor")
 EMBEDDINGS = ("keep", "int8", "int4")
+CHECKPOINTS = ("state-dict", "hf-bitnet", "huggingface")
 QUANTIZERS = ("twn", "absmean", "threshold", "lsq")
 GRANULARITIES = ("tensor", "channel", "group")
 GROUP_SIZES = (32, 64, 128)
@@ -132,7 +133,8 @@ class ExportOptions(ModelOptions):
     finetune_steps: 0 leaves fine-tuning out. embeddings: None leaves them to the recipe.
     compute_capabilities: "7.5", of the cards trt-rtx builds for, one engine each, or with
     portable_engine one for all. embed_plugin: trt engines carry the plugin library. triton: a
-    directory that gets a Triton Inference Server model repository.
+    directory that gets a Triton Inference Server model repository. compress: model.onnx is kept
+    as model.onnx.zst, which load_session decodes; targets onnx and ort.
     """
 
     target: str = "ort"
@@ -157,6 +159,7 @@ class ExportOptions(ModelOptions):
     bench: bool = True
     overwrite: bool = False
     keep_intermediate: bool = True
+    compress: bool = False
     engine: bool = True
     compute_capabilities: tuple[str, ...] = ()
     portable_engine: bool = False
@@ -219,6 +222,31 @@ class FinetuneOptions(ModelOptions):
             return self.output
         path = self.model.resolve()
         return Path(f"{path.name if path.is_dir() else path.stem}-ternary.pt")
+
+
+@dataclass(frozen=True)
+class ConvertOptions(ModelOptions):
+    """A ternary model written as another checkpoint.
+
+    to: "state-dict", "hf-bitnet" (packed) or "huggingface" (plain weights). output: the file or
+    directory, None: beside the working directory, by the model's name. base: the Hugging Face
+    directory that a file of finetune goes back to, None: the one that finetune recorded.
+    """
+
+    to: str = "state-dict"
+    output: Path | None = None
+    base: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def path(self) -> Path:
+        """output, or its default: <name>-weights.safetensors, <name>-hf-bitnet, ..."""
+        if self.output is not None:
+            return self.output
+        model = self.model.resolve()
+        name = model.name if model.is_dir() else model.stem
+        end = "weights.safetensors" if self.to == "state-dict" else self.to
+        return Path(f"{name}-{end}")
 
 
 @dataclass(frozen=True)

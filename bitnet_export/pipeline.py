@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitnet_export import assess, history, manifest, onnx_io, shapes
+from bitnet_export import assess, compress, history, manifest, onnx_io, shapes
 from bitnet_export.errors import InputError, MissingRequirement, UsageError
 from bitnet_export.export_run import (
     ExportRun,
@@ -57,6 +57,12 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     check_skippable(options.skip_passes)
     target = targets.target_for(options.target)
     target.check_options(options)
+    if options.compress and options.target not in ("onnx", "ort"):
+        raise UsageError(
+            "an engine is built and run from plain files",
+            where=f"--compress --target {options.target}",
+            fix="leave --compress out; targets onnx and ort have it",
+        )
     with stage("load", str(options.model)):
         loaded = load_model(options, progress)
         recipe = pick_recipe(options, loaded, progress)
@@ -87,6 +93,9 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
                 missing = error  # what was made is kept; said at the end
         if options.triton is not None:
             trt_triton.write_repository(job, loaded.name)
+        if options.compress:
+            with stage("compress", "zstd"):
+                compress.compress_model(out / manifest.MODEL)
         work.write_manifest(lowered, opt_sizes, job.environment)
         report = work.assess(lowered, target.runs_on_cpu or engine_runs_here(job.environment))
         if not options.keep_intermediate:

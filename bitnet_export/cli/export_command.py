@@ -119,6 +119,13 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     default=None,
     help="How embedding tables are stored. [default: by the recipe]",
 )
+@option(
+    "--compress",
+    group=GRAPH,
+    is_flag=True,
+    help="Keep model.onnx as model.onnx.zst, at about 1.57 bits a ternary weight; load_session and "
+    "`bitnet-export unpack` decode it.",
+)
 @option("--opset", group=GRAPH, type=click.IntRange(min=18), help="ONNX opset. [default: 20]")
 @option(
     "--skip-pass",

@@ -37,9 +37,12 @@ def command(model: Path, as_json: bool) -> None:
 def _lines(found: Inspection) -> list[str]:
     from bitnet_export.report.text import megabytes
 
+    at_rest = found.compressed_bytes
+    stored = "" if at_rest is None else f" ({megabytes(at_rest)} compressed)"
     opsets = ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in found.opsets.items())
     lines = [
-        f"{found.path}: {megabytes(found.bytes)}, IR version {found.ir_version}, opset {opsets}",
+        f"{found.path}: {megabytes(found.bytes)}{stored}, IR version {found.ir_version}, "
+        f"opset {opsets}",
         *(f"  input  {line}" for line in found.inputs),
         *(f"  output {line}" for line in found.outputs),
         "",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_export import onnx_io, op, packing
+from bitnet_export.compress import PlainModel
 from bitnet_export.errors import InputError
 
 # Products of int8 activations and 2-bit weights unpacked in the graph -> position of their scale.
@@ -53,6 +54,7 @@ class Inspection:
     outputs: list[str]
     operators: dict[str, int]
     bytes_by_part: dict[str, int]
+    compressed_bytes: int | None = None
     layers: list[TernaryLayer] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -65,14 +67,16 @@ def inspect_model(path: Path) -> Inspection:
     """path: an ONNX file or a directory with model.onnx. Raises InputError for anything else."""
     from bitnet_export.verify.size import measure_size
 
-    file = _onnx_file(path)
+    plain = PlainModel(path / "model.onnx" if path.is_dir() else path)
+    file = _onnx_file(plain.path)
     model = onnx_io.read_model(file)
     size = measure_size(file)
     names = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node)
     layers = list(_ternary_layers(model))
     return Inspection(
-        path=str(file),
+        path=str(plain.at_rest),
         bytes=size.total,
+        compressed_bytes=plain.stored_bytes,
         ir_version=model.ir_version,
         opsets={i.domain: i.version for i in model.opset_import},
         inputs=[_describe(v) for v in model.graph.input],
@@ -85,8 +89,6 @@ def inspect_model(path: Path) -> Inspection:
 
 
 def _onnx_file(path: Path) -> Path:
-    if path.is_dir():
-        path = path / "model.onnx"
     if not path.exists():
         raise InputError("there is no such file", where=str(path), fix="pass an .onnx file")
     from bitnet_export.load.detect import detect

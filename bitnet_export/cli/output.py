@@ -11,7 +11,7 @@ import click
 from bitnet_export.errors import EXIT_GATE_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from bitnet_export.report.schema import Report
+    from bitnet_export.report.schema import Report, SizeBlock
 
 MAX_ROWS = 8
 
@@ -55,6 +55,7 @@ def summary(report: Report) -> list[str]:
                 f"{times(size.ratio)} smaller",
             )
         )
+        rows += _other_sizes(size)
     rows += [
         (
             f"{speed.shape}, {speed.threads} thread{'s' if speed.threads > 1 else ''}",
@@ -75,6 +76,23 @@ def summary(report: Report) -> list[str]:
     lines += [f"FAILED {gate.name}: {gate.detail}" for gate in failed]
     passed = len(report.gates) - len(failed)
     return [*lines, f"{report.verdict.upper()}: {passed} of {len(report.gates)} gates passed"]
+
+
+def _other_sizes(size: SizeBlock) -> list[tuple[str, ...]]:
+    """The ratio over the floating-point type that the baseline is not in, and what compression
+    did."""
+    from bitnet_export.report.text import megabytes, times
+
+    rows: list[tuple[str, ...]] = []
+    for name, count in (("fp32", size.fp32_bytes), ("fp16", size.fp16_bytes)):
+        if count is not None and name != size.baseline_dtype:
+            ratio = f"{times(count / size.bytes)} smaller"
+            rows.append(("", f"{megabytes(count)} {name}", megabytes(size.bytes), ratio))
+    if size.unpacked_bytes is not None:
+        codes = size.code_bits_per_weight
+        detail = "" if codes is None else f"{codes:.2f} bits a ternary weight"
+        rows.append((f"  {size.compression}, unpacked", "", megabytes(size.unpacked_bytes), detail))
+    return rows
 
 
 def _parity_line(report: Report) -> list[str]:

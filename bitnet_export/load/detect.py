@@ -25,6 +25,7 @@ _FOREIGN = (
     (b"<!DOCTYPE", "an HTML page, not a model", "download the file again"),
     (b"<html", "an HTML page, not a model", "download the file again"),
     (b"\x1f\x8b", "gzip-compressed", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: bitnet-export unpack, or zstd -d"),
 )
 _WIRE_VARINT, _WIRE_64, _WIRE_BYTES, _WIRE_32 = 0, 1, 2, 5
 _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})

@@ -16,6 +16,7 @@ from bitnet_export.report.html_details import (
     passes_section,
 )
 from bitnet_export.report.html_parts import breakable, mark, section, table, tile
+from bitnet_export.report.html_sizes import embedding_table, size_facts
 from bitnet_export.report.page_style import CSS
 from bitnet_export.report.schema import Report, SizeBlock, SpeedRow
 from bitnet_export.report.svg import PARTS, latency_strips, loss_curve, size_bars
@@ -126,7 +127,8 @@ def _size(report: Report) -> str:
         "The whole ONNX file, external data included. Bits per weight count scales and "
         "whatever else a part needs; weights are counted in the full-precision file."
     )
-    body = size_bars(report.size) + _size_table(report.size) + _engine_table(report.size)
+    body = size_bars(report.size) + _size_table(report.size) + size_facts(report.size)
+    body += embedding_table(report.embeddings) + _engine_table(report.size)
     return section("Size", note, body)
 
 

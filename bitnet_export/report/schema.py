@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_export.verify.results import (
+    EmbeddingRow,
     EngineSize,
     LayerRow,
     ParityRow,
@@ -28,6 +29,7 @@ __all__ = [
     "PASS",
     "SCHEMA_VERSION",
     "Decision",
+    "EmbeddingRow",
     "EngineSize",
     "Environment",
     "FinetuneBlock",
@@ -169,6 +171,9 @@ class Report:
     parity: list[ParityRow] = described("agreement of the implementations", default=list)
     quality: QualityBlock | None = described(
         "float against ternary; null where not measured", default=None
+    )
+    embeddings: list[EmbeddingRow] = described(
+        "what storing embeddings and heads in 8 or 4 bits changed in them", default=list
     )
     layers: list[LayerRow] = described("every layer and what became of it", default=list)
     passes: list[PassRow] = described("the graph passes, in order", default=list)

@@ -125,7 +125,7 @@ def _spec(module: nn.Module, weight: Tensor, config: TernaryConfig) -> tuple[Qua
         return spec, how
     if getattr(module, "online_quant", False):
         spec = QuantizerSpec("absmean", granularity="tensor")
-        how = "absmean, tensor scale, as BitNet trained it"
+        how = "already ternary (absmean, tensor scale), quantized as BitNet trained it"
     return replace(spec, activation_bits=8), how
 
 

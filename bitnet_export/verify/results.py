@@ -73,10 +73,45 @@ class SizeBlock:
         "`linear`, `embeddings`, `rest` (other tensors) and `graph` (nodes and names); "
         "their bytes sum to the totals exactly"
     )
+    fp32_bytes: int | None = described(
+        "what the baseline weighs with all its floating-point tensors in fp32", "bytes", default=None
+    )
+    fp16_bytes: int | None = described("the same in fp16", "bytes", default=None)
+    ratio_fp32: float | None = described("fp32_bytes / bytes", "times", default=None)
+    ratio_fp16: float | None = described("fp16_bytes / bytes", "times", default=None)
+    compression: str = described(
+        "`zstd` where the output is kept compressed (`--compress`): bytes, ratios and parts are "
+        "then those of the compressed file",
+        default="",
+    )
+    unpacked_bytes: int | None = described(
+        "the output ONNX file before compression; null without", "bytes", default=None
+    )
+    code_bits_per_weight: float | None = described(
+        "8 x bytes of the packed ternary codes alone, as stored, / ternary weights; null where "
+        "there are no packed codes",
+        "bits",
+        default=None,
+    )
     engines: list[EngineSize] = described(
         "engines that were built, each a file that is deployed in place of the ONNX file",
         default=list,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRow:
+    """A table or head that is stored in 8 or 4 bits, against its floating-point values."""
+
+    name: str = described("the table's name in the graph")
+    bits: int = described("bits of a code", "bits")
+    rows: int = described("rows of the table (vocabulary)", "count")
+    columns: int = described("weights of a row", "count")
+    block: int = described("weights that share a scale", "count")
+    relative_error: float | None = described(
+        "RMS of the difference / RMS of the table", "fraction"
+    )
+    max_abs: float | None = described("largest difference")
 
 
 @dataclass(frozen=True, kw_only=True)

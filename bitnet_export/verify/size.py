@@ -44,18 +44,26 @@ _EMBEDDING_INPUTS = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3)}
 
 @dataclass
 class FileSize:
-    """One ONNX file: bytes and tensor elements by part, bytes by element type of the weights."""
+    """One ONNX file: bytes and tensor elements by part, bytes by element type of the weights;
+    bytes and elements of all floating-point tensors; part and bytes of each tensor."""
 
     total: int
     part_bytes: Counter[str] = field(default_factory=Counter)
     part_elements: Counter[str] = field(default_factory=Counter)
     weight_bytes_by_dtype: Counter[str] = field(default_factory=Counter)
+    float_bytes: int = 0
+    float_elements: int = 0
+    tensors: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
         """Element type of most of the weights: fp32, fp16, int8 and so on."""
         common = self.weight_bytes_by_dtype.most_common(1)
         return common[0][0] if common else "none"
+
+    def with_floats_of(self, itemsize: int) -> int:
+        """What the file would weigh with floating-point elements of so many bytes."""
+        return self.total - self.float_bytes + itemsize * self.float_elements
 
 
 @dataclass
@@ -85,18 +93,33 @@ def measure_size(path: Path | str) -> FileSize:
         part = graph.part_of(name)
         size.part_bytes[part] += tensor.bytes
         size.part_elements[part] += tensor.elements
+        size.tensors[name] = (part, tensor.bytes)
+        if tensor.dtype in _NAMES.values():
+            size.float_bytes += tensor.bytes
+            size.float_elements += tensor.elements
         if part in (LINEAR, EMBEDDINGS):
             size.weight_bytes_by_dtype[tensor.dtype] += tensor.bytes
     size.part_bytes[GRAPH] = total - sum(size.part_bytes.values())
     return size
 
 
-def size_block(baseline: Path | str, path: Path | str) -> SizeBlock:
+def size_block(
+    baseline: Path | str, path: Path | str, at_rest: Path | str | None = None
+) -> SizeBlock:
     """The output file against its full-precision baseline, which must be the same model.
 
-    Weights are counted in the baseline, where one element is one weight.
+    Weights are counted in the baseline, where one element is one weight. at_rest: where ``path``
+    was decompressed from, if it was: bytes and ratios are then those of the compressed file.
     """
+    from bitnet_export.compress import is_compressed
+    from bitnet_export.verify.at_rest import code_bits, stored_size
+
     before, after = measure_size(baseline), measure_size(path)
+    compressed = at_rest is not None and is_compressed(Path(at_rest))
+    plain_bytes = after.total
+    if compressed and at_rest is not None:
+        after = stored_size(after, Path(path), Path(at_rest))
+    fp32, fp16 = before.with_floats_of(4), before.with_floats_of(2)
     parts = {}
     for name in PARTS:
         weights = before.part_elements[name]
@@ -112,6 +135,13 @@ def size_block(baseline: Path | str, path: Path | str) -> SizeBlock:
         bytes=after.total,
         ratio=before.total / after.total,
         by_part=parts,
+        fp32_bytes=fp32,
+        fp16_bytes=fp16,
+        ratio_fp32=fp32 / after.total,
+        ratio_fp16=fp16 / after.total,
+        compression="zstd" if compressed else "",
+        unpacked_bytes=plain_bytes if compressed else None,
+        code_bits_per_weight=code_bits(after, Path(path)),
     )
 
 

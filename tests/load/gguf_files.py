@@ -36,8 +36,10 @@ def ternary(rng, shape, scales="tensor"):
     return trits * np.repeat(values, k // values.shape[1], axis=1)
 
 
-def write_llama(path, kind="TQ2_0", *, scales="tensor", dense=(), architecture="llama", seed=0):
-    """A two-layer Llama at path; -> {gguf tensor name: float32 weights as quantized}.
+def write_llama(
+    path, kind="TQ2_0", *, scales="tensor", dense=(), architecture="llama", layers=LAYERS, seed=0
+):
+    """A small Llama at path; -> {gguf tensor name: float32 weights as quantized}.
 
     kind: type of the linear layers. dense: those (``blk.0.ffn_up``) kept in float16.
     """
@@ -45,7 +47,7 @@ def write_llama(path, kind="TQ2_0", *, scales="tensor", dense=(), architecture="
 
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(WIDE)
@@ -57,7 +59,7 @@ def write_llama(path, kind="TQ2_0", *, scales="tensor", dense=(), architecture="
     writer.add_vocab_size(VOCABULARY)
     writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
     expected = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name in ("attn_norm", "ffn_norm"):
             norm = rng.uniform(0.8, 1.2, HIDDEN).astype(np.float32)
             writer.add_tensor(f"blk.{layer}.{name}.weight", norm)

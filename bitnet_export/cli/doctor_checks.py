@@ -199,10 +199,12 @@ def _native() -> Iterator[Check]:
         chosen = search.chosen
         # What would be loaded, then each place that was looked at and what was there.
         places = "; ".join(f"{c.source}: {c.reason}" for c in search.candidates)
-        yield Check(
-            group,
-            name,
-            OK if chosen else ABSENT,
-            f"{chosen.path} ({places})" if chosen else f"not found ({places})",
-            "" if chosen else native.remedy(search),
-        )
+        if chosen is None:
+            yield Check(group, name, ABSENT, f"not found ({places})", native.remedy(search))
+            continue
+        status, detail, fix = OK, f"{chosen.path} ({places})", ""
+        ours = env.version("bitnet-export")
+        if name == "tensorrt_plugin" and ours is not None and chosen.version != ours:
+            status, fix = LIMITED, "python tools/build_native.py, or install the matching wheel"
+            detail = f"version {chosen.version} is not used by this one, {ours}: {detail}"
+        yield Check(group, name, status, detail, fix)

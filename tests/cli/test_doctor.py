@@ -67,6 +67,37 @@ def test_gpu(monkeypatch):
     assert "ort-gpu" in checks["CUDA provider"].fix
 
 
+class TestPlugin:
+    """Which plugin library would be loaded, from where, and why; none is loaded for that."""
+
+    VARIABLE = "BITNET_EXPORT_TENSORRT_PLUGIN"
+
+    def check(self, monkeypatch, path, version):
+        if version is not None:
+            info = f"@(#)bitnet-export library=tensorrt_plugin version={version} cuda=13.0;"
+            path.write_bytes(b"\x7fELF" + info.encode())
+        monkeypatch.setenv(self.VARIABLE, str(path))
+        return next(c for c in doctor_checks.run_checks() if c.name == "tensorrt_plugin")
+
+    def test_the_one_that_would_be_loaded_is_named(self, monkeypatch, tmp_path):
+        path = tmp_path / "p.so"
+        found = self.check(monkeypatch, path, env.version("bitnet-export"))
+        assert found.status == "ok"
+        assert found.detail.startswith(f"{path} (variable {self.VARIABLE}: version ")
+
+    def test_one_of_another_version_is_said_not_to_be_used(self, monkeypatch, tmp_path):
+        found = self.check(monkeypatch, tmp_path / "p.so", "0.0.1")
+        assert found.status == "limited"
+        assert "version 0.0.1 is not used by this one" in found.detail
+        assert "matching wheel" in found.fix
+
+    def test_a_wrong_path_is_said(self, monkeypatch, tmp_path):
+        found = self.check(monkeypatch, tmp_path / "none.so", None)
+        assert found.status == "absent"
+        assert f"no file {tmp_path / 'none.so'}" in found.detail
+        assert found.fix == f"correct or unset {self.VARIABLE}"
+
+
 @pytest.mark.parametrize(
     ("flags", "status"),
     [

@@ -109,7 +109,9 @@ class _Run:
             source.trim = _takes_any_length(teacher, source, config)
         first = self.batches.collate(self.batches.indices(0)[:PLAN_SAMPLES])
         plan = settle(student, teacher, first, config)
-        bf16 = cpu_has_bf16() if config.bf16 is None else config.bf16
+        bf16 = config.bf16
+        if bf16 is None:
+            bf16 = device.type == "cpu" and cpu_has_bf16()
         autocast = Autocast(device, bf16)
         sharded = self.group.size > 1 and config.parallel == "fsdp"
         self.model = parallel.shard(student) if sharded else student

@@ -85,7 +85,7 @@ def main() -> None:
     bitnet-export export --help             every option of the default command
 
     MODEL is a file that bitnet_export.save wrote, a state_dict or safetensors file (with
-    --model), a Hugging Face directory or an ONNX file.
+    --model), a Hugging Face directory, a GGUF file or an ONNX file.
 
     \b
     Exit codes: 0 all gates passed, 1 a gate failed, 2 usage, 3 this machine lacks

@@ -174,7 +174,7 @@ def command(**values: Any) -> int:
     """Make MODEL ternary, deploy it for a target, verify, measure and report.
 
     MODEL: a file of bitnet_export.save, a state_dict or safetensors file (with --model), a
-    Hugging Face directory, or an ONNX file.
+    Hugging Face directory, a GGUF file, or an ONNX file.
     """
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     ternary, gates = shared.take_ternary(values), shared.take_gates(values)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export import assess, history, manifest, onnx_io, shapes
+from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.options import ExportOptions, FinetuneOptions, Progress
 
@@ -133,6 +133,7 @@ class ExportRun:
         self.pass_results: list[Any] = []
         self.warnings: list[str] = []
         self.finetuned: FinetuneBlock | None = None
+        self.refined = post_training.PostTraining()
 
     def make_ternary(self) -> onnx.ModelProto:
         """Write intermediate/baseline.onnx and intermediate/ternary.onnx; return the latter."""
@@ -155,6 +156,7 @@ class ExportRun:
 
     def _ternarize_module(self) -> onnx.ModelProto:
         from bitnet_export.ternary import convert, prepare
+        from bitnet_export.ternary.sensitivity import round_int8
 
         loaded, options = self.loaded, self.options
         assert loaded.module is not None
@@ -164,15 +166,33 @@ class ExportRun:
         with self.stage("ternarize", self.config.quantizer):
             teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None
             statuses = prepare(loaded.module, self.config)
+        if post_training.wanted(options):
+            with self.stage("calibrate"):
+                self.refined = post_training.refine(loaded, options, self.stage.progress)
         if teacher is not None:
             with self.stage("fine-tune", f"{options.finetune_steps} steps"):
                 self.finetuned = _finetune_for_export(
                     loaded, teacher, self.recipe, options, self.stage.progress
                 )
+        if self.finetuned is not None:
+            round_int8(loaded.module, self.refined.kept_names)
         convert(loaded.module)
-        self.layers = [_layer_row(s) for s in statuses]
+        self.layers = self.refined.rows([_layer_row(s) for s in statuses])
         with self.stage("export ternary"):
-            return self._export(loaded)
+            return self._fold_norms(self._export(loaded))
+
+    def _fold_norms(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Batch norms behind ternary convolutions go into their scales, here already, so that a
+        layer's output is the same tensor in every later form of the model."""
+        from bitnet_export import passes
+
+        if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
+            return model
+        model, results = passes.run_passes(
+            model, [passes.FoldBatchNorm()], skip=self.options.skip_passes
+        )
+        self.pass_results += results
+        return model
 
     def _export_reference(self) -> None:
         """For a file that finetune wrote: quality is judged against what it was trained from."""
@@ -196,14 +216,16 @@ class ExportRun:
 
     def _export(self, loaded: LoadedModel) -> onnx.ModelProto:
         from bitnet_export.export import export_module
+        from bitnet_export.load import kv_cache
 
         assert loaded.module is not None
+        newer = self.options.kv_cache and self.options.target in ("onnx", "ort")
         return export_module(
             loaded.module,
             loaded.example_inputs,
             loaded.dynamic_axes,
             axis_limits=loaded.axis_limits,
-            opset=self.options.opset,
+            opset=self.options.opset or (kv_cache.OPSET if newer else None),
             output_names=loaded.output_names,
         )
 
@@ -212,6 +234,7 @@ class ExportRun:
         from bitnet_export.report.schema import LayerRow
 
         assert self.loaded.onnx_path is not None
+        post_training.refuse_onnx(self.options)
         model = onnx_io.read_model(self.loaded.onnx_path)
         with self.stage("ternarize", "ONNX"):
             model = passes.raise_opset(model, self.options.opset)
@@ -224,12 +247,13 @@ class ExportRun:
                     passes.Canonicalize(),
                     passes.RecogniseTernary(self.config.activation_bits),
                     dense,
+                    passes.FoldBatchNorm(),
                 ],
                 skip=self.options.skip_passes,
             )
         self.pass_results += results
         made = {name: how for result in results for name, how in result.ternarized.items()}
-        kept = {s.where: s.reason for r in results[-2:] for s in r.skipped if s.where not in made}
+        kept = {s.where: s.reason for r in results[-3:-1] for s in r.skipped if s.where not in made}
         names = assess.ternary_layer_names(ternary)
         self.layers = [
             LayerRow(name=n, status="ternary", reason=made.get(n, "a TernaryMatMul already"))
@@ -237,6 +261,16 @@ class ExportRun:
         ]
         self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
         return ternary
+
+    def store_kept(self, lowered: Lowered) -> None:
+        """Layers kept at int8 get their weights stored so, where the target's file can hold it."""
+        from bitnet_export import passes
+        from bitnet_export.passes.store_int8 import StoreInt8
+
+        if self.refined.kept and self.options.target in post_training.INT8_TARGETS:
+            store = StoreInt8(self.refined.kept_names)
+            lowered.model, results = passes.run_passes(lowered.model, [store])
+            lowered.passes += results
 
     def build_job(self, lowered: Lowered, opt_sizes: dict[str, int]) -> BuildJob:
         """What the target's build starts from."""
@@ -303,7 +337,7 @@ class ExportRun:
         )
         report = assess.new_report(subject, self.config, list(self.layers))
         report.finetune = self.finetuned
-        report.decisions.append(self._recipe_row())
+        report.decisions += [self._recipe_row(), *self.refined.decisions]
         assess.add_passes(report, [*self.pass_results, *lowered.passes], lowered.decisions)
         if options.verify:
             with self.stage("verify"):

@@ -16,10 +16,12 @@ DTYPES = ("fp32", "fp16")
 ORT_KERNELS = ("auto", "2bit", "int8")
 ACTIVATION_SCALES = ("row", "tensor")
 EMBEDDINGS = ("keep", "int8", "int4")
+CALIBRATIONS = ("none", "scale", "trits")
 CHECKPOINTS = ("state-dict", "hf-bitnet", "huggingface")
 QUANTIZERS = ("twn", "absmean", "threshold", "lsq")
 GRANULARITIES = ("tensor", "channel", "group")
 GROUP_SIZES = (32, 64, 128)
+CONVOLUTIONS = ("all", "matmul", "none")
 PARALLEL = ("ddp", "fsdp")
 DEVICES = ("cpu", "cuda")
 
@@ -83,6 +85,7 @@ class TernaryOptions:
     exclude: tuple[str, ...] | None = None
     include: tuple[str, ...] | None = None
     keep_head: bool | None = None
+    convolutions: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for TernaryConfig: what was set, the recipe left out."""
@@ -127,6 +130,9 @@ class ExportOptions(ModelOptions):
     output: the directory; None means out/<model name>-<target>.
     min_shapes, opt_shapes, max_shapes: "ids:1x16", one per input, for the TensorRT profile and,
     opt, for the choice of the ONNX Runtime kernel and the shapes that are measured.
+    calibration: how trits and scales are chosen from data ("none", "scale", "trits"), None: "trits"
+    where there is data. sensitivity: measure what each layer alone costs. keep_budget: a fraction
+    of the layers' float32 bytes that may be spent on keeping sensitive layers at int8.
     metric: "package.module:function"; metric_data: the file it reads, default data.
     threads: ONNX Runtime threads for verify and bench, None for its own default.
     kv_cache: a decoder's cache becomes inputs and outputs (load/kv_cache.py).
@@ -166,6 +172,9 @@ class ExportOptions(ModelOptions):
     embed_plugin: bool = False
     triton: Path | None = None
     seed: int = 0
+    calibration: str | None = None
+    sensitivity: bool = False
+    keep_budget: float | None = None
     finetune_steps: int = 0
 
     @property

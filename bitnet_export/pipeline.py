@@ -80,6 +80,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
             lowered = target.lower(
                 ternary_model, options, opt_sizes, on_pass=lambda name: progress.update(0, 0, name)
             )
+            work.store_kept(lowered)
             onnx_io.write_model(lowered.model, out / manifest.MODEL)
             onnx_io.check_model(lowered.model, manifest.MODEL)
         for decision in lowered.decisions:

@@ -32,7 +32,7 @@ LINE = (
     {"targets"},
     {"verify"},
     {"report"},
-    {"shapes", "history"},
+    {"shapes", "history", "post_training"},
     {"assess"},
     {"export_run", "convert_run"},
     {"pipeline"},

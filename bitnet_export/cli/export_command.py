@@ -12,7 +12,7 @@ from bitnet_export import options
 from bitnet_export.cli import shared_options as shared
 from bitnet_export.cli.output import show_report
 from bitnet_export.cli.progress import make_progress
-from bitnet_export.cli.values import GroupedCommand, option
+from bitnet_export.cli.values import FRACTION, GroupedCommand, option
 
 TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 
@@ -97,6 +97,27 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     type=click.IntRange(min=0),
     default=0,
     help="Distil for this many steps before the export; needs --data.",
+)
+@option(
+    "--calibration",
+    group=shared.TERNARY,
+    type=click.Choice(options.CALIBRATIONS),
+    default=None,
+    help="Choose scales, or each trit as well, for the least error on --data. [default: trits with "
+    "--data, none without]",
+)
+@option(
+    "--sensitivity",
+    group=shared.TERNARY,
+    is_flag=True,
+    help="Measure what each layer alone costs; the report draws it.",
+)
+@option(
+    "--keep-budget",
+    group=shared.TERNARY,
+    type=FRACTION,
+    help="Keep the most sensitive layers at int8, as long as that adds no more than this part of "
+    "the layers' float32 bytes.",
 )
 @option(
     "--ort-kernel",

@@ -7,7 +7,7 @@ from html import escape
 
 from bitnet_export.report.html_parts import breakable, folded, mark, section, table
 from bitnet_export.report.schema import ParityRow, PassRow, Report
-from bitnet_export.report.svg import layer_columns
+from bitnet_export.report.svg import layer_columns, sensitivity_columns
 from bitnet_export.report.text import DASH, megabytes, number, percent, plural, scientific
 
 
@@ -18,6 +18,16 @@ def layers_section(report: Report) -> str:
     counts = Counter(row.status for row in report.layers)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     figures = []
+    measured = [row for row in report.layers if row.sensitivity is not None]
+    if measured:
+        figures.append(
+            "<div><h3>Change of the output if this layer alone is ternary, and what it saves</h3>"
+            f"{sensitivity_columns(measured)}</div>"
+        )
+    calibrated = [row for row in report.layers if row.output_error is not None]
+    if calibrated:
+        picture = layer_columns(calibrated, "output_error", "Error of its output", "fill-error")
+        figures.append(f"<div><h3>Error of the layer's output, calibrated</h3>{picture}</div>")
     sparse = [row for row in report.layers if row.sparsity is not None]
     if sparse:
         picture = layer_columns(sparse, "sparsity", "Weights that are zero", "fill-sparsity")
@@ -32,14 +42,15 @@ def layers_section(report: Report) -> str:
 
 
 def _layer_table(report: Report) -> str:
-    head = ("layer", "+became", "#K, N", "kernel", "#zeros", "#error", "#cosine")
+    head = ("layer", "+became", "#K, N", "kernel", "#zeros", "#alone", "#error", "#cosine")
     rows = []
     for r in report.layers:
         shape = f"{r.inputs}, {r.outputs}" if r.inputs and r.outputs else DASH
         error = percent(r.relative_error, 2)
         became = ": ".join(filter(None, (r.status, r.reason)))
         texts = (breakable(r.name), escape(became), shape, escape(r.kernel) or DASH)
-        rows.append((*texts, percent(r.sparsity), error, number(r.cosine)))
+        alone = percent(r.sensitivity, 2)
+        rows.append((*texts, percent(r.sparsity), alone, error, number(r.cosine)))
     return table(head, rows)
 
 

@@ -73,6 +73,7 @@ rect.unknown { fill: var(--bad-soft); }
 .part-rest { fill: var(--third); background: var(--third); }
 .part-graph { fill: var(--fourth); background: var(--fourth); }
 .fill-error { fill: var(--third); } .fill-sparsity { fill: var(--second); }
+.fill-kept { fill: var(--accent); } .fill-saved { fill: var(--second); opacity: 0.6; }
 .dot-baseline { fill: var(--baseline); fill-opacity: .45; }
 .dot-ternary { fill: var(--accent); fill-opacity: .4; }
 .box-baseline { fill: var(--baseline); fill-opacity: .22; stroke: var(--baseline); }

@@ -148,6 +148,30 @@ def layer_columns(layers: Sequence[LayerRow], key: str, label: str, css: str) ->
     return picture("".join(body), height + 16, f"{label}, {plural(len(layers), 'layer')}")
 
 
+def sensitivity_columns(layers: Sequence[LayerRow]) -> str:
+    """One column a layer: upwards the error it causes alone, downwards the bytes it saves. Layers
+    that were kept out of the ternary form stand out, and save nothing."""
+    errors = [row.sensitivity or 0.0 for row in layers]
+    saved = [row.saved_bytes or 0 for row in layers]
+    top, deep = max(errors, default=0) * 1.1 or 1.0, max(saved, default=0) or 1
+    up, down, body = 110, 70, []
+    for tick in nice_ticks(top, 3):
+        y = 10 + up * (1 - tick / top)
+        body.append(line(0, y, 100, y, "grid"))
+        body.append(text(0, y - 3, percent(tick, 0 if top > 0.2 else 2), "tick"))
+    body.append(text(0, 10 + up + down, f"{megabytes(deep)} saved", "tick"))
+    left, step = 9.0, 91.0 / max(len(layers), 1)
+    gap = 0.15 * step
+    for i, (row, error, size) in enumerate(zip(layers, errors, saved, strict=True)):
+        x, width = left + i * step + gap, step - 2 * gap
+        tall, title = up * error / top, f"{row.name}: {percent(error, 2)}, saves {megabytes(size)}"
+        css = "fill-error" if row.status == "ternary" else "fill-kept"
+        body.append(rect(x, 10 + up - tall, width, tall, css, f"{title} ({row.status})"))
+        body.append(rect(x, 12 + up, width, down * size / deep, "fill-saved", title))
+    label = f"Error and bytes saved by each layer alone, {plural(len(layers), 'layer')}"
+    return picture("".join(body), up + down + 18, label)
+
+
 def loss_curve(finetune: FinetuneBlock) -> str:
     """Training loss over steps; logarithmic where it spans more than a decade."""
     points = [(p.step, p.loss) for p in finetune.history if p.loss is not None]

@@ -74,7 +74,9 @@ class SizeBlock:
         "their bytes sum to the totals exactly"
     )
     fp32_bytes: int | None = described(
-        "what the baseline weighs with all its floating-point tensors in fp32", "bytes", default=None
+        "what the baseline weighs with all its floating-point tensors in fp32",
+        "bytes",
+        default=None,
     )
     fp16_bytes: int | None = described("the same in fp16", "bytes", default=None)
     ratio_fp32: float | None = described("fp32_bytes / bytes", "times", default=None)
@@ -108,9 +110,7 @@ class EmbeddingRow:
     rows: int = described("rows of the table (vocabulary)", "count")
     columns: int = described("weights of a row", "count")
     block: int = described("weights that share a scale", "count")
-    relative_error: float | None = described(
-        "RMS of the difference / RMS of the table", "fraction"
-    )
+    relative_error: float | None = described("RMS of the difference / RMS of the table", "fraction")
     max_abs: float | None = described("largest difference")
 
 
@@ -202,11 +202,27 @@ class LayerRow:
     """One layer: what became of it and, where it was compared, how far it strays."""
 
     name: str = described("module path, or node name in a foreign ONNX file")
-    status: str = described("`ternary`, or `kept` in floating point")
+    status: str = described("`ternary`, `int8` (`--keep-budget`), or `kept` in floating point")
     reason: str = described("why it has that status", default="")
     inputs: int | None = described("K, the layer's input features", "count", default=None)
     outputs: int | None = described("N, the layer's output features", "count", default=None)
     sparsity: float | None = described("part of its weights that are 0", "fraction", default=None)
+    sensitivity: float | None = described(
+        "RMS change of the model's main output / RMS of that output if this layer alone is "
+        "ternary, before calibration (`--sensitivity`, `--keep-budget`)",
+        "fraction",
+        default=None,
+    )
+    saved_bytes: int | None = described(
+        "what the ternary form of its weights and scales saves over float32", "bytes", default=None
+    )
+    plain_error: float | None = described(
+        "RMS error of the layer's output / RMS of that output on the calibration samples, as the "
+        "quantizer alone makes it",
+        "fraction",
+        default=None,
+    )
+    output_error: float | None = described("the same after calibration", "fraction", default=None)
     kernel: str = described("the operator that runs it, `MatMulNBits` for instance", default="")
     max_abs: float | None = described(
         "largest difference of its output to the function model's (`--per-layer`)", default=None

@@ -5,8 +5,8 @@
 
 For each seed: train a model in full precision, make it ternary without training (post-training),
 then distil it from the full-precision one without labels. All three are exported and their test
-accuracy is measured in ONNX Runtime. Only the table's numbers come from here; what they mean is
-told in docs/accuracy.md.
+accuracy is measured in ONNX Runtime. Files are weighed as --target ort writes them. Only the
+table's numbers come from here; what they mean is told in docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from digits_models import Cnn, Mlp, VisionTransformer
 from torch import nn
 
 from bitnet_export.export import export_module
+from bitnet_export.options import ExportOptions
+from bitnet_export.passes import FoldBatchNorm, run_passes
+from bitnet_export.targets.base import target_for
 from bitnet_export.ternary import FinetuneConfig, TernaryConfig, convert, finetune, prepare
 
 DOC = Path(__file__).parent.parent / "docs" / "accuracy.md"
@@ -71,15 +74,17 @@ class Digits:
 
 @dataclass
 class Accuracies:
-    """Test accuracy in percent, one a seed, by model and form."""
+    """Test accuracy in percent, one a seed, by model and form; sizes: bytes of the model's file in
+    float32 and as --target ort writes it."""
 
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, model: str, form: str, accuracy: float) -> None:
         self.values.setdefault((model, form), []).append(accuracy)
 
     def rows(self) -> list[str]:
-        """Markdown rows: mean (least-most over seeds) of each form, and the worst seed's loss."""
+        """Markdown rows: mean (least-most over seeds) of each form, worst loss, bytes."""
         return [self._row(model) for model in dict.fromkeys(model for model, _ in self.values)]
 
     def _row(self, model: str) -> str:
@@ -87,6 +92,8 @@ class Accuracies:
         cells = [f"{statistics.mean(v):.2f} ({min(v):.2f}-{max(v):.2f})" for v in by_form]
         losses = [full - ternary for full, ternary in zip(by_form[0], by_form[2], strict=True)]
         cells += [f"{statistics.mean(losses):+.2f}", f"{max(losses):+.2f}"]
+        before, after = self.sizes[model]
+        cells.append(f"{before / 1e3:.0f} -> {after / 1e3:.0f} kB ({before / after:.1f}x)")
         return f"| {model} | " + " | ".join(cells) + " |"
 
 
@@ -109,11 +116,25 @@ def accuracy(model: nn.Module, data: Digits) -> float:
     """Test accuracy in percent of the exported model in ONNX Runtime."""
     import onnxruntime as ort
 
-    example = {"image": torch.from_numpy(data.test_x[:2])}
-    proto = export_module(model, example, {"image": {0: "batch"}})
+    proto = _export(model)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": data.test_x})
     return float(np.mean(np.asarray(logits).argmax(1) == data.test_y) * 100)
+
+
+def _export(model: nn.Module) -> Any:
+    return export_module(model, {"image": torch.zeros(2, 8, 8)}, {"image": {0: "batch"}})
+
+
+def file_sizes(name: str, config: TernaryConfig) -> tuple[int, int]:
+    """Bytes of the model in float32 and lowered by --target ort; no training changes them."""
+    model = MODELS[name]().eval()
+    full = _export(model)
+    prepare(model, config)
+    convert(model)
+    ternary, _ = run_passes(_export(model), [FoldBatchNorm()])
+    lowered = target_for("ort").lower(ternary, ExportOptions(Path(name)), {}).model
+    return full.ByteSize(), lowered.ByteSize()
 
 
 def measure(
@@ -140,12 +161,12 @@ def measure(
 
 def table(results: Accuracies, seeds: int, seconds: float, command: str) -> str:
     """The markdown between the markers."""
-    head = "| model | " + " | ".join(FORMS) + " | lost, mean | lost, worst seed |"
+    head = "| model | " + " | ".join(FORMS) + " | lost, mean | lost, worst seed | file |"
     source = (
         f"Test accuracy in percent, mean (least-most) over {seeds} seeds; 450 held-out images."
         f" Measured by `{command}` in {seconds:.0f} s: {_machine()}."
     )
-    return "\n".join([head, "|---" * 6 + "|", *results.rows(), "", source])
+    return "\n".join([head, "|---" * 7 + "|", *results.rows(), "", source])
 
 
 def write(text: str, doc: Path = DOC) -> None:
@@ -184,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     started, results = time.perf_counter(), Accuracies()
     for name in options.models:
+        results.sizes[name] = file_sizes(name, TernaryConfig())
         for seed in range(options.seeds):
             forms = measure(name, seed, options.train_steps, options.distil_steps, TernaryConfig())
             for form, value in forms.items():

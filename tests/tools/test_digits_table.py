@@ -48,12 +48,22 @@ def test_rows_show_mean_spread_and_worst_loss(digits_table):
         values = (full, untrained, distilled)
         for form, value in zip(digits_table.FORMS, values, strict=True):
             results.add("MLP", form, value)
+    results.sizes["MLP"] = (342_000, 34_200)
     assert results.rows() == [
-        "| MLP | 97.00 (96.00-98.00) | 85.00 (80.00-90.00) | 96.75 (96.50-97.00) | +0.25 | +1.00 |"
+        "| MLP | 97.00 (96.00-98.00) | 85.00 (80.00-90.00) | 96.75 (96.50-97.00) | +0.25 | +1.00 "
+        "| 342 -> 34 kB (10.0x) |"
     ]
     text = digits_table.table(results, 2, 61.4, "python tools/digits_table.py --seeds 2")
     assert "over 2 seeds" in text
     assert "`python tools/digits_table.py --seeds 2` in 61 s" in text
+
+
+@pytest.mark.parametrize(("name", "least"), [("MLP", 5), ("CNN", 5)])
+def test_files_are_weighed_as_they_are_deployed(digits_table, name, least):
+    before, after = digits_table.file_sizes(name, digits_table.TernaryConfig())
+    weights = sum(p.numel() for p in digits_table.MODELS[name]().parameters())
+    assert before > 4 * weights
+    assert before / after > least
 
 
 def test_writing_replaces_only_what_is_between_the_markers(digits_table, tmp_path):

@@ -99,6 +99,14 @@ def ternary_options() -> Callable[[F], F]:
             help="8: int8 activations, absmax per row. 0: floating point. [default: by the recipe]",
         ),
         option(
+            "--convolutions",
+            group=TERNARY,
+            type=click.Choice(options.CONVOLUTIONS),
+            default=None,
+            help="Which become ternary. matmul: only those that run as TernaryMatMul (kernel 1, or "
+            "as large as the stride); others save bytes but no time. [default: all]",
+        ),
+        option(
             "--exclude",
             group=TERNARY,
             multiple=True,
@@ -208,6 +216,7 @@ def take_ternary(values: dict[str, Any]) -> options.TernaryOptions:
         exclude=_with_default_excludes(exclude) if exclude else None,
         include=tuple(values.pop("include")) or None,
         keep_head=False if values.pop("ternary_head") else None,
+        convolutions=values.pop("convolutions"),
     )
 
 

@@ -33,6 +33,7 @@ from bitnet_export.options import (
     VerifyOptions,
 )
 from bitnet_export.output_dir import check_replaceable, staged
+from bitnet_export.targets.session import cpu_advice
 
 if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
@@ -232,6 +233,9 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report
                 samples=options.samples,
                 on_case=lambda c: stage.progress.update(0, 0, c),
             )
+    advice = cpu_advice(subject.record.target)
+    if advice:
+        stage.progress.note(advice)
     assess.measure_sizes(report, subject)
     report.stages = list(stage.rows)
     report = assess.judge(report, options.gates, parity=False)

@@ -41,6 +41,7 @@ def ternary(**changes):
         exclude=(),
         include=(),
         ternary_head=False,
+        convolutions=None,
     )
     return shared.take_ternary({**values, **changes})
 

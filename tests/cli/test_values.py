@@ -65,6 +65,7 @@ def test_choices_match_the_rest_of_the_package():
     assert options.QUANTIZERS == config.QUANTIZERS
     assert options.GRANULARITIES == config.GRANULARITIES
     assert options.GROUP_SIZES == config.GROUP_SIZES
+    assert options.CONVOLUTIONS == config.CONVOLUTIONS
 
 
 def test_group_size_against_granularity():

@@ -54,7 +54,7 @@ def tiny_row():
         return directory / "net.pt"
 
     def data(_source, directory):
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         np.savez(directory / "train.npz", input=np.random.randn(64, 32).astype(np.float32))
         return directory / "train.npz"
 
@@ -62,6 +62,7 @@ def tiny_row():
         rows.ROWS["gpt"],
         source=source,
         data=data,
+        calibration=data,
         score=agreement,
         settings=lambda _source, _directory: {},
         loss=lambda full, value: full - value,
@@ -95,7 +96,12 @@ def invented():
 
 def test_every_form_is_measured_and_kept(record):
     made, written = record
-    assert [form.name for form in made.forms] == [measure.FULL, measure.POST, measure.TUNED]
+    assert [form.name for form in made.forms] == [
+        measure.FULL,
+        measure.POST,
+        measure.CALIBRATED,
+        measure.TUNED,
+    ]
     assert [form["value"] for form in written["forms"]] == [form.value for form in made.forms]
     assert all(np.isfinite(form.value) for form in made.forms)
 
@@ -122,7 +128,8 @@ def test_an_alternative_is_tuned_with_its_own_settings(tiny_row, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure.product, "fine_tune", fine_tune)
-    monkeypatch.setattr(measure._Job, "post_training", lambda self: None)
+    for skipped in ("post_training", "calibrated"):
+        monkeypatch.setattr(measure._Job, skipped, lambda self: None)
     plan = measure.Plan(tmp_path, threads=1, seeds=0, steps=5, alternatives=True)
     with pytest.raises(KeyboardInterrupt):
         measure.measure(tiny_row, plan, "command", keep=lambda r: None)
@@ -131,7 +138,8 @@ def test_an_alternative_is_tuned_with_its_own_settings(tiny_row, tmp_path, monke
 
 def test_float_activations_are_measured_on_the_same_weights(tiny_row, tmp_path):
     def names(**plan):
-        job = measure._Job(tiny_row, measure.Plan(tmp_path, **plan), None, tmp_path, tmp_path, None)
+        plan = measure.Plan(tmp_path, **plan)
+        job = measure._Job(tiny_row, plan, None, tmp_path, tmp_path, tmp_path, None)
         return job._activations()
 
     assert names() == [(8, ""), (0, measure.FLOAT_ACTIVATIONS)]

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +22,15 @@ from accuracy import product
 from accuracy.rows import Row
 
 FULL, POST, TUNED = "full precision", "post-training", "fine-tuned"
+CALIBRATED = "post-training, calibrated"
 FLOAT_ACTIVATIONS = ", float activations"
 
 
 @dataclass
 class Form:
-    """One measured model. seconds, cpu_seconds: of its fine-tuning, on the clock and of the
-    processor (less than the clock where the machine was shared)."""
+    """One measured model. seconds, cpu_seconds: of its fine-tuning, or of the export that
+    calibrated it, on the clock and of the processor (less than that where the machine was
+    shared)."""
 
     name: str
     value: float
@@ -85,9 +88,10 @@ def measure(row: Row, plan: Plan, command: str, keep: Callable[[Record], None]) 
         row.name, row.model, row.data_text, row.metric, command, _today(), machine(), plan.threads
     )
     source = row.source(plan.work / row.name)
-    data = row.data(source, plan.work / f"{row.name}-data")
-    job = _Job(row, plan, record, source, data, keep)
+    directory = plan.work / f"{row.name}-data"
+    job = _Job(row, plan, record, source, row.data(source, directory), directory, keep)
     job.post_training()
+    job.calibrated()
     for seed in range(plan.seeds):
         job.tuned(TUNED, seed, {})
     if plan.alternatives:
@@ -98,13 +102,14 @@ def measure(row: Row, plan: Plan, command: str, keep: Callable[[Record], None]) 
 
 @dataclass
 class _Job:
-    """A row being measured."""
+    """A row being measured. directory: where what is made of the row's texts goes."""
 
     row: Row
     plan: Plan
     record: Record
     source: Path
     data: Path
+    directory: Path
     keep: Callable[[Record], None]
 
     def post_training(self) -> None:
@@ -118,9 +123,20 @@ class _Job:
             value = self._score(made.session(self.plan.threads), made)
             self._add(Form(POST + suffix, value, made.bytes, recipe=made.recipe))
 
+    def calibrated(self) -> None:
+        """Trits and scales chosen on data, still without training."""
+        data = self.row.calibration(self.source, self.directory)
+        started, used = time.perf_counter(), time.process_time()
+        made = product.export(self.source, self._path("calibrated"), 8, data=data)
+        took = time.perf_counter() - started, time.process_time() - used
+        value = self._score(made.session(self.plan.threads), made)
+        form = Form(CALIBRATED, value, made.bytes, recipe=made.recipe)
+        form.seconds, form.cpu_seconds = round(took[0], 1), round(took[1], 1)
+        self._add(form)
+
     def tuned(self, name: str, seed: int, settings: Mapping[str, Any]) -> None:
         """Fine-tune with int8 activations; the same file is also exported with float ones."""
-        given = dict(self.row.settings(self.source, self.data.parent)) | dict(settings)
+        given = dict(self.row.settings(self.source, self.directory)) | dict(settings)
         given.setdefault("steps", self.plan.steps)
         file = self._path(f"{name.replace(' ', '-')}-{seed}.pt")
         made = product.fine_tune(

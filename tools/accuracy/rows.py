@@ -19,6 +19,7 @@ from accuracy.product import outputs
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "accuracy"
 SIMILARITY_SENTENCES = 512
+CALIBRATION_SENTENCES, CALIBRATION_WINDOWS = 256, 64
 GPT_WINDOWS, GPT_HELD_OUT, GPT_SELECTION = 6000, 400, 32
 SMOLLM_CONTEXT, SMOLLM_WINDOWS, SMOLLM_HELD_OUT, SMOLLM_SELECTION = 64, 1500, 64, 16
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,11 +31,11 @@ class Row:
     """One row.
 
     source: a directory to fill -> the full-precision model, a file or a directory, made on first
-    use.
-    data: (source, directory) -> what finetune's --data gets. score: (session, full-precision
-    session, source) -> the metric of a session. settings: fields of FinetuneOptions that belong
-    to the data (max_length, eval_data). alternatives: recipes set by hand, by name, as fields of
-    FinetuneOptions. loss: (full precision, value) -> what `limit` bounds; loss_text says it.
+    use. data, calibration: (source, directory) -> what finetune's and the export's --data get.
+    score: (session, full-precision session, source) -> the metric of a session. settings: fields
+    of FinetuneOptions that belong to the data. alternatives: recipes set by hand, by name, as
+    fields of FinetuneOptions. loss: (full precision, value) -> what limit bounds; loss_text
+    says it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     metric: str
     source: Callable[[Path], Path]
     data: Callable[[Path, Path], Path]
+    calibration: Callable[[Path, Path], Path]
     score: Callable[[Session, Session, Path], float]
     loss: Callable[[float, float], float]
     loss_text: str
@@ -76,6 +78,20 @@ def _accuracy(session: Session, _full: Session, source: Path) -> float:
     logits = outputs(session, sentiment.feeds([text for text, _ in test], source))
     answers = np.concatenate(logits).argmax(1)
     return float((answers == np.array([label for _, label in test])).mean() * 100)
+
+
+def _sentence_calibration(source: Path, directory: Path) -> Path:
+    """Some of the training sentences as one npz; neither row holds these out."""
+    sentences = [text for text, _ in texts.labelled_sentences()][-CALIBRATION_SENTENCES:]
+    (feed,) = sentiment.feeds(sentences, source, batch=CALIBRATION_SENTENCES)
+    np.savez(directory / "sentences.npz", **feed)
+    return directory / "sentences.npz"
+
+
+def _window_calibration(_source: Path, directory: Path) -> Path:
+    """Some of the windows that data wrote."""
+    windows = np.load(directory / "train.npz")["input_ids"]
+    return _npz(windows[:CALIBRATION_WINDOWS], directory / "calibration.npz")
 
 
 def _minilm(_directory: Path) -> Path:
@@ -217,6 +233,7 @@ ROWS: dict[str, Row] = {
             metric="accuracy, %",
             source=_sentiment_source,
             data=_sentiment_data,
+            calibration=_sentence_calibration,
             score=_accuracy,
             loss=_points,
             loss_text="points lost",
@@ -230,6 +247,7 @@ ROWS: dict[str, Row] = {
             metric="Spearman of similarities",
             source=_minilm,
             data=_embedder_data,
+            calibration=_sentence_calibration,
             score=_spearman,
             loss=_missing,
             loss_text="1 - Spearman",
@@ -243,6 +261,7 @@ ROWS: dict[str, Row] = {
             metric="perplexity",
             source=_gpt_source,
             data=_gpt_data,
+            calibration=_window_calibration,
             score=_gpt_perplexity,
             loss=_percent_more,
             loss_text="% higher",
@@ -257,6 +276,7 @@ ROWS: dict[str, Row] = {
             metric="perplexity",
             source=_smollm2_source,
             data=_smollm2_data,
+            calibration=_window_calibration,
             score=_smollm2_perplexity,
             loss=_percent_more,
             loss_text="% higher",

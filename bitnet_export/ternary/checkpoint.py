@@ -1,7 +1,8 @@
 """Checkpoints of a fine-tuning run: written whole or not at all, and found again for resuming.
 
-A checkpoint holds the student, the optimizer, the step and the history. There is no random state
-in it: each step seeds itself (distill.py), so a resumed run repeats the uninterrupted one.
+A checkpoint holds the student, the optimizer, the best weights, the step and the history
+(run_state.py). There is no random state in it: each step seeds itself (distill.py), so a resumed
+run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from bitnet_export.errors import InputError, UsageError
 
 KEPT = 2
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save(directory: Path, state: dict[str, Any]) -> Path:
@@ -45,13 +46,19 @@ def load_newest(directory: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         )
     path = found[-1]
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
     except Exception as e:
         raise InputError(
             f"the checkpoint cannot be read ({type(e).__name__})",
             where=str(path),
             fix="delete it; the one before it is used then",
         ) from e
+    if state.get("format") != _FORMAT:
+        raise UsageError(
+            "another version of bitnet-export wrote this checkpoint",
+            where=str(path),
+            fix="finish the run with that version, or start again in another directory",
+        )
     before = state.get("fingerprint", {})
     changed = [name for name, value in fingerprint.items() if before.get(name) != value]
     if changed:

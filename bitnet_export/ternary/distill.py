@@ -218,16 +218,17 @@ class _Run:
         return {**settings, "bf16": self.result.bf16, "samples": len(self.batches.samples)}
 
     def _save(self, directory: Path, step: int) -> None:
+        here = self.group.leads
         state = {
             "step": step,
-            "student": run_state.take_weights(self.model),
-            "optimizer": run_state.take_optimizer(self.model, self.optimizer),
-            "best": self.best.take(step),
+            "student": run_state.take_weights(self.model, here),
+            "optimizer": run_state.take_optimizer(self.model, self.optimizer, here),
+            "best": self.best.take(step, here),
             "history": self.result.history,
             "evaluations": self.result.evaluations,
             "fingerprint": self._fingerprint(),
         }
-        if self.group.leads:
+        if here:
             checkpoint.save(directory, state)
         self.group.wait()
 

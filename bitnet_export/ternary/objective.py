@@ -47,7 +47,6 @@ class Plan:
     hidden: list[str]
     projections: list[str] = field(default_factory=list)
     energies: dict[str, float] = field(default_factory=dict)
-    head_size: int = losses.RELATION_SIZE
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -244,7 +243,7 @@ class Lesson(nn.Module):
             terms["hidden"] = config.hidden_weight * torch.stack(errors).mean()
         if said.projections and config.relation_weight:
             divergences = [
-                losses.relation_divergence(s, t, mask, plan.head_size)
+                losses.relation_divergence(s, t, mask)
                 for s, t in zip(said.projections, taught.projections, strict=True)
             ]
             terms["relation"] = config.relation_weight * torch.stack(divergences).mean()

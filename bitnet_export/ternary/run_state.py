@@ -6,6 +6,7 @@ one process can go on where two stopped and the other way round. Files are check
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def take_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as plain tensors. All processes take part; memory for it on each."""
-    return {name: whole(value) for name, value in model.state_dict().items()}
+def gather(tensors: Mapping[str, Tensor], here: bool) -> dict[str, Tensor]:
+    """Plain CPU copies, one after the other. All processes take part; only where ``here`` is true
+    they are kept."""
+    kept = {}
+    for name, value in tensors.items():
+        plain = whole(value)
+        if here:
+            kept[name] = plain
+    return kept
+
+
+def take_weights(model: nn.Module, here: bool = True) -> dict[str, Tensor]:
+    """The state dict as plain tensors."""
+    return gather(model.state_dict(), here)
 
 
 def put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -32,10 +44,10 @@ def put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         put(value, weights[name])
 
 
-def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, here: bool = True) -> State:
     """{parameter: {entry: tensor}} of the parameters the optimizer has seen a gradient of."""
     return {
-        name: {entry: whole(value) for entry, value in optimizer.state[p].items()}
+        name: gather(optimizer.state[p], here)
         for name, p in trainable(model).items()
         if p in optimizer.state
     }
@@ -86,9 +98,9 @@ class Best:
                 if name in self.weights:
                     p.copy_(self.weights[name])
 
-    def take(self, step: int) -> State:
+    def take(self, step: int, here: bool = True) -> State:
         """For a checkpoint of ``step``; without the weights where they are that step's."""
-        weights = {} if self.step == step else {n: whole(w) for n, w in self.weights.items()}
+        weights = {} if self.step == step else gather(self.weights, here)
         return {"loss": self.loss, "step": self.step, "weights": weights}
 
     def put(self, state: State) -> None:

@@ -116,7 +116,11 @@ def test_resume_refuses_another_runs_checkpoint_and_an_empty_directory(tmp_path)
         finetune(
             student, teacher, _data(), FinetuneConfig(steps=5, batch_size=8, resume=True, **kept)
         )
-    next(tmp_path.iterdir()).write_bytes(b"cut off")
+    newest = next(tmp_path.iterdir())
+    torch.save({"step": 5, "student": {}}, newest)
+    with pytest.raises(UsageError, match="another version"):
+        finetune(student, teacher, _data(), FinetuneConfig(steps=5, resume=True, **kept))
+    newest.write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be read"):
         finetune(student, teacher, _data(), FinetuneConfig(steps=5, resume=True, **kept))
 

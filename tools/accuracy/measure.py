@@ -137,7 +137,8 @@ class _Job:
     def tuned(self, name: str, seed: int, settings: Mapping[str, Any]) -> None:
         """Fine-tune with int8 activations; the same file is also exported with float ones."""
         given = dict(self.row.settings(self.source, self.directory)) | dict(settings)
-        given.setdefault("steps", self.plan.steps)
+        if self.plan.steps is not None:
+            given["steps"] = self.plan.steps
         file = self._path(f"{name.replace(' ', '-')}-{seed}.pt")
         made = product.fine_tune(
             self.source, self.data, file, seed=seed, threads=self.plan.threads, **given

@@ -23,6 +23,8 @@ CALIBRATION_SENTENCES, CALIBRATION_WINDOWS = 256, 64
 GPT_WINDOWS, GPT_HELD_OUT, GPT_SELECTION = 6000, 400, 32
 SMOLLM_CONTEXT, SMOLLM_WINDOWS, SMOLLM_HELD_OUT, SMOLLM_SELECTION = 64, 1500, 64, 16
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Windows a step: as many tokens as the machine works off in a second or few, not the default 32.
+GPT_BATCH, SMOLLM_BATCH, SMOLLM_STEPS = 8, 4, 60
 Session = Any
 
 
@@ -84,7 +86,8 @@ def _sentence_calibration(source: Path, directory: Path) -> Path:
     """Some of the training sentences as one npz; neither row holds these out."""
     sentences = [text for text, _ in texts.labelled_sentences()][-CALIBRATION_SENTENCES:]
     (feed,) = sentiment.feeds(sentences, source, batch=CALIBRATION_SENTENCES)
-    np.savez(directory / "sentences.npz", **feed)
+    arrays: dict[str, Any] = dict(feed)
+    np.savez(directory / "sentences.npz", **arrays)
     return directory / "sentences.npz"
 
 
@@ -144,7 +147,8 @@ def _gpt_settings(source: Path, directory: Path) -> dict[str, Any]:
     """Windows to choose the best step on, out of the training text."""
     ids = pretrain.windows(source, pretrain.TRAIN)
     chosen = np.random.default_rng(0).permutation(len(ids))[GPT_WINDOWS:][:GPT_SELECTION]
-    return {"eval_data": _npz(ids[chosen], directory / "selection.npz")}
+    selection = _npz(ids[chosen], directory / "selection.npz")
+    return {"eval_data": selection, "batch_size": GPT_BATCH}
 
 
 def perplexity(session: Session, ids: npt.NDArray[np.int64], batch: int = 8) -> float:
@@ -201,7 +205,11 @@ def _smollm2_data(source: Path, directory: Path) -> Path:
 
 
 def _smollm2_settings(_source: Path, directory: Path) -> dict[str, Any]:
-    return {"eval_data": directory / "selection.npz"}
+    return {
+        "eval_data": directory / "selection.npz",
+        "batch_size": SMOLLM_BATCH,
+        "steps": SMOLLM_STEPS,
+    }
 
 
 def _smollm2_perplexity(session: Session, _full: Session, source: Path) -> float:

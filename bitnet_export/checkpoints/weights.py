@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_export.errors import InputError, StageError
+from bitnet_export.load.exported_program import read_program
 from bitnet_export.load.hf_bitnet import BitNetLinear
 from bitnet_export.load.huggingface import HuggingFaceModule
 from bitnet_export.load.model import LoadedModel
@@ -38,7 +39,7 @@ def own_weights(loaded: LoadedModel, *, wrapped: bool = False) -> dict[str, Tens
             fix="pass the PyTorch model it came from",
         )
     if loaded.kind == "exported_program":
-        program = torch.export.load(loaded.source)
+        program, _ = read_program(loaded.source)
         weights = {name: value.detach() for name, value in program.state_dict.items()}
         if wrapped and all(name.startswith(WRAPPER) for name in weights):
             weights = {name.removeprefix(WRAPPER): value for name, value in weights.items()}

@@ -122,7 +122,7 @@ def load_exported_program(path: Path, *, trust_pickle: bool = False) -> LoadedMo
     """
     if not trust_pickle:
         check_archive(path)
-    program, extra = _read_program(path)
+    program, extra = read_program(path)
     names, examples = _example_inputs(program, path)
     module = flat_module(program)
     restore_modules(module)
@@ -213,7 +213,10 @@ def _quiet_torch() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_program(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+def read_program(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """A torch.export archive -> (program, what bitnet_export.save kept beside it). Raises
+    InputError where torch cannot read it. Only for archives that check_archive passed or whose
+    author is trusted."""
     extra: dict[str, Any] = {EXTRA_FILE: ""}
     _register_output_types(path)
     try:

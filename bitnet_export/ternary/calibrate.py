@@ -25,6 +25,8 @@ from bitnet_export.ternary.layers import BitLayer, BitLinear
 METHODS = ("none", "scale", "trits")
 # Input rows (tokens) of a layer that are looked at, and the memory for all layers' together.
 MAX_ROWS, ROW_BYTES = 4096, 1 << 30
+# One row in so many is not fitted to but judges whether the layer gains.
+HELD_OUT = 8
 
 OnLayer = Callable[[int, int, str], None]
 
@@ -32,7 +34,8 @@ OnLayer = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class CalibratedLayer:
     """One layer: mean square of its output error / of its output, with the weights it had before
-    and has now, both on the inputs the ternary model gives it."""
+    and has now, on inputs the ternary model gives it that it was not fitted to (biases moved by
+    the mean error in both cases). A layer that would not gain stays as it was."""
 
     name: str
     before: float
@@ -183,16 +186,25 @@ class _Run:
         if not bool(x.isfinite().all() and taught.isfinite().all()):
             raise InputError("the layer's input holds NaN or Inf", where=path)
         old = layer.matrix.detach().float().clone()
-        problem = layer_problem(old, x, taught, layer.bias is not None)
-        before = problem.error(*layer.ternarize())
+        fit = len(x) - len(x) // HELD_OUT
+        problem = layer_problem(old, x[:fit], taught[:fit], layer.bias is not None)
+        wanted = taught @ old.t()
+
+        def error_and_drift(trits: Tensor, scale: Tensor) -> tuple[float, Tensor]:
+            made = torch_op.project(left, a, trits, scale, None, layer.spec.group_size)
+            off = wanted - made
+            drift = off[:fit].mean(0) if layer.bias is not None else off.new_zeros(off.shape[1])
+            judged = slice(fit if fit < len(x) else 0, None)
+            whole = wanted[judged].square().sum().clamp_min(1e-30)
+            return float((off[judged] - drift).square().sum() / whole), drift
+
+        before, _ = error_and_drift(*layer.ternarize())
         trits, scale = solve(problem, layer.spec, self.sweeps)
-        after = problem.error(trits, scale)
-        if after >= before:
+        after, drift = error_and_drift(trits, scale)
+        if not after < before:
             return CalibratedLayer(path, before, before)
         _write(layer, problem, trits, scale)
         if layer.bias is not None:
-            made = torch_op.project(left, a, *layer.ternarize(), None, layer.spec.group_size)
-            drift = (taught @ old.t() - made).mean(0)
             layer.bias.copy_((layer.bias.float() + drift).to(layer.bias.dtype))
         return CalibratedLayer(path, before, after)
 

@@ -17,6 +17,7 @@ from bitnet_export.ternary.quantizers import QuantizerSpec, dequantize
 # Thresholds tried, in units of mean |w| (0.7 is TWN's own).
 FACTORS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 # Added to the diagonal of X^T X, as a part of its mean: what the samples leave open goes by |w|.
+# K / M more of it, because from M samples a covariance of K inputs is known no better.
 DAMPING = 0.05
 SWEEPS = 3
 BLOCK = 64
@@ -49,7 +50,9 @@ def layer_problem(weight: Tensor, inputs: Tensor, taught: Tensor, centred: bool)
         inputs, taught = inputs - inputs.mean(0), taught - taught.mean(0)
     w = weight.detach().float()
     hessian = inputs.t() @ inputs / len(inputs)
-    damping = DAMPING * hessian.diagonal().mean().clamp_min(1e-12)
+    damping = (DAMPING + hessian.shape[0] / len(inputs)) * hessian.diagonal().mean().clamp_min(
+        1e-12
+    )
     hessian.diagonal().add_(damping)
     wanted = (inputs.t() @ taught / len(inputs)) @ w.t() + damping * w.t()
     return LayerProblem(hessian, torch.linalg.solve(hessian, wanted).t().contiguous())

@@ -49,8 +49,8 @@ def test_the_error_is_that_of_the_outputs():
     trits, scale = ternarize(weight, QuantizerSpec())
     wanted, made = x @ weight.t(), x @ (trits * scale[:, None]).t()
     relative = float((made - wanted).square().sum() / wanted.square().sum())
-    # The damping adds a twentieth of a mean variance to every direction.
-    assert problem.error(trits, scale) == pytest.approx(relative, rel=0.25)
+    # The damping adds a part of a mean variance to every direction.
+    assert problem.error(trits, scale) == pytest.approx(relative, rel=0.3)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=spec_id)
@@ -200,6 +200,19 @@ def test_training_goes_on_from_there():
     # the others. docs/decisions.md has the figures.
     assert error_of(model, batch, wanted) < plain
     assert not torch.equal(model.left.weight, before)
+
+
+def test_too_few_samples_do_no_harm():
+    """Six samples say nothing about 64 inputs: what is fitted to them is no worse on others."""
+    model = nn.Sequential(nn.Linear(K, N))
+    x, unseen = torch.randn(6, K), torch.randn(500, K)
+    with torch.no_grad():
+        wanted = model(unseen)
+    prepare(model)
+    with torch.no_grad():
+        plain = (model(unseen) - wanted).norm()
+        calibrate(model, {"input": x})
+        assert (model(unseen) - wanted).norm() < 1.15 * plain
 
 
 def test_none_and_unknown_methods():

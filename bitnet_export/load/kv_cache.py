@@ -46,10 +46,14 @@ class CachedDecoder(nn.Module):
         from transformers import DynamicCache
 
         past = [inputs[name] for name in _cache_names("past_key_values", self.layers)]
+        # As transformers' generate: padding on the left takes no positions. One row for each of
+        # the batch, too: ONNX Runtime's rotary embedding wants them.
+        positions = (inputs[MASK].cumsum(-1) - 1).clamp(min=0)[:, past[0].shape[2] :]
         with _grouped_heads():
             outputs = self.model(
                 input_ids=inputs[IDS],
                 attention_mask=inputs[MASK],
+                position_ids=positions,
                 past_key_values=DynamicCache(list(zip(past[0::2], past[1::2], strict=True))),
                 use_cache=True,
                 return_dict=True,

@@ -10,7 +10,7 @@ import torch
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.export import export_module
 from bitnet_export.load import load
-from bitnet_export.load.kv_cache import take_weights, with_kv_cache
+from bitnet_export.load.kv_cache import OPSET, take_weights, with_kv_cache
 
 transformers = pytest.importorskip("transformers")
 ort = pytest.importorskip("onnxruntime")
@@ -39,6 +39,17 @@ def decoder(directory):
     return with_kv_cache(load(directory))
 
 
+@pytest.fixture(scope="module")
+def exported(decoder):
+    return export_module(
+        decoder.module,
+        decoder.example_inputs,
+        decoder.dynamic_axes,
+        output_names=decoder.output_names,
+        opset=OPSET,
+    )
+
+
 def empty_cache(batch):
     names = [f"past_key_values_{i}_{p}" for i in range(LAYERS) for p in ("key", "value")]
     return {name: np.zeros((batch, HEADS, 0, SIZE), np.float32) for name in names}
@@ -59,16 +70,10 @@ def test_inputs_and_outputs_are_named(decoder):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_token_by_token_in_onnx_runtime_is_transformers_in_one_go(directory, decoder, batch):
-    model = export_module(
-        decoder.module,
-        decoder.example_inputs,
-        decoder.dynamic_axes,
-        output_names=decoder.output_names,
-    )
-    mask = next(i for i in model.graph.input if i.name == "attention_mask")
+def test_token_by_token_in_onnx_runtime_is_transformers_in_one_go(directory, exported, batch):
+    mask = next(i for i in exported.graph.input if i.name == "attention_mask")
     assert mask.type.tensor_type.shape.dim[1].dim_param == "past_sequence + sequence"
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(0, 96, (batch, 9))
     cache, steps = empty_cache(batch), []
     for begin, end in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
@@ -81,6 +86,18 @@ def test_token_by_token_in_onnx_runtime_is_transformers_in_one_go(directory, dec
     with torch.no_grad():
         expected = whole(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_padding_on_the_left_changes_nothing(decoder):
+    ids = torch.tensor([[5, 6, 7]])
+    cache = {n: torch.from_numpy(v) for n, v in empty_cache(1).items()}
+    plain = decoder.module(input_ids=ids, attention_mask=torch.ones(1, 3).long(), **cache)[0]
+    padded = decoder.module(
+        input_ids=torch.tensor([[0, 0, 5, 6, 7]]),
+        attention_mask=torch.tensor([[0, 0, 1, 1, 1]]),
+        **cache,
+    )[0]
+    assert torch.allclose(plain, padded[:, 2:], atol=1e-5)
 
 
 def test_a_model_without_a_cache_is_refused(directory):

@@ -13,7 +13,11 @@ from bitnet_export.errors import InputError  # noqa: E402
 from bitnet_export.load import load, save  # noqa: E402
 from bitnet_export.load.hf_bitnet import is_hf_bitnet  # noqa: E402
 from bitnet_export.ternary import TernaryConfig, convert, prepare, to_linear  # noqa: E402
-from tests.load.bitnet_files import TINY, write_bitnet  # noqa: E402
+from tests.load.bitnet_files import (  # noqa: E402
+    TINY,
+    assert_equal_but_for_turned_activations,
+    write_bitnet,
+)
 from tests.load.gguf_files import write_llama  # noqa: E402
 
 # Rows of 22: no multiple of 4, so those layers' trits stay unpacked.
@@ -67,8 +71,7 @@ def test_trits_and_logits(tmp_path, config, tied):
     with torch.no_grad():
         expected = theirs(**loaded.example_inputs).logits
         ours = loaded.module(**loaded.example_inputs)
-    # An activation in a million rounds the other way (docs/formats.md).
-    torch.testing.assert_close(ours, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    assert_equal_but_for_turned_activations(ours, expected)
 
 
 def test_and_back_in(tmp_path):

@@ -43,7 +43,10 @@ def test_damaged_gguf_files(gguf_file, tmp_path):
 
 def test_fine_tuned_goes_back_to_hugging_face_and_to_training(tmp_path):
     import torch
+    from safetensors.torch import load_file
 
+    from bitnet_export import ConvertOptions, run_convert
+    from bitnet_export.errors import UsageError
     from bitnet_export.load import load
     from bitnet_export.ternary import prepare
     from tests.load.bitnet_files import TINY
@@ -68,21 +71,19 @@ def test_fine_tuned_goes_back_to_hugging_face_and_to_training(tmp_path):
     up = model.model.layers[0].mlp.up_proj
     assert torch.equal(up.weight, trits)
     assert torch.equal(up.weight_scale, scale)
-    done = run("convert", "t.pt", "--to", "state-dict", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["path"] == "t-weights.safetensors"
-    from safetensors.torch import load_file
-
-    weights = load_file(tmp_path / "t-weights.safetensors")
+    weights = run_convert(ConvertOptions(tmp_path / "t.pt", output=tmp_path / "w.safetensors"))
     again = transformers.LlamaForCausalLM(config)
-    again.load_state_dict(weights)
-    assert torch.equal(weights["model.layers.0.mlp.up_proj.weight"], trits * scale)
-    check(run("convert", "t.pt", "--to", "state-dict", cwd=tmp_path), 2, "file exists", "--force")
-    check(run("convert", "t.pt", "--to", "hf-bitnet", "-o", "packed", cwd=tmp_path), 2, "not empty")
+    again.load_state_dict(load_file(weights))  # the names of the Hugging Face model
+    assert torch.equal(again.model.layers[0].mlp.up_proj.weight, trits * scale)
+    packed = ConvertOptions(tmp_path / "t.pt", to="hf-bitnet", output=tmp_path / "packed")
+    with pytest.raises(UsageError, match="not empty"):
+        run_convert(packed)
 
 
 def test_what_cannot_be_converted(mlp_file, tmp_path):
-    done = run("convert", mlp_file, "--to", "state-dict", cwd=tmp_path)
-    check(done, 2, "none of its layers is ternary", "-> make it ternary first")
     done = run("convert", mlp_file, "--to", "hf-bitnet", cwd=tmp_path)
-    check(done, 2, "none of its layers is ternary")
-    assert list(tmp_path.iterdir()) == []
+    check(done, 2, "none of its layers is ternary", "-> make it ternary first")
+    (tmp_path / "w.pt").touch()
+    done = run("convert", mlp_file, "--to", "state-dict", "-o", "w.pt", cwd=tmp_path)
+    check(done, 2, "the file exists", "--force")
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]

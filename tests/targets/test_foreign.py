@@ -31,7 +31,7 @@ def foreign(request, tmp_path_factory):
         stored = write_llama(directory / "m.gguf", scales="row", layers=1)
         loaded = load(directory / "m.gguf")
     else:
-        layers = write_bitnet(directory)
+        layers = write_bitnet(directory, layers=1)
         loaded = load(directory)
     prepare(loaded.module, TernaryConfig(exclude=tuple(loaded.float_layers)))
     convert(loaded.module)

@@ -1,0 +1,130 @@
+"""Calibration, sensitivity and --keep-budget through a whole export, as a user would run it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import bitnet_export as be
+from bitnet_export import post_training
+from bitnet_export.errors import UsageError
+from bitnet_export.options import ExportOptions
+
+WIDTH, BUDGET = 64, 0.06
+
+
+class Loud(nn.Module):
+    """Residual blocks; block 1 is the one that matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.head = nn.Linear(WIDTH, 8)
+
+    def forward(self, x):
+        for gain, block in zip((0.3, 20.0, 0.3, 0.3), self.blocks, strict=True):
+            x = x + gain * block(torch.tanh(x))
+        return self.head(x)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """export(**options) -> (report.json as it is, the directory), on 400 samples whose entries go
+    together, as activations do; the same model every time."""
+    home = tmp_path_factory.mktemp("loud")
+    torch.manual_seed(0)
+    x = torch.randn(400, 12) @ torch.randn(12, WIDTH) + 0.1 * torch.randn(400, WIDTH)
+    model = be.save(Loud(), home / "loud.pt", {"x": x[:2]}, {"x": {0: "batch"}})
+    np.savez(home / "data.npz", x=x.numpy())
+
+    def run(**options):
+        out = home / f"out-{len(list(home.iterdir()))}"
+        be.run_export(
+            ExportOptions(model=model, data=home / "data.npz", bench=False, output=out, **options)
+        )
+        return json.loads((out / "report.json").read_text()), out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(export):
+    return export(sensitivity=True, calibration="none")
+
+
+def linear_bytes(report):
+    return report["size"]["by_part"]["linear"]["bytes"]
+
+
+@pytest.mark.parametrize("target", ["ort", "onnx"])
+def test_the_budget_keeps_the_sensitive_layer_at_int8(export, plain, target):
+    report, out = export(target=target, calibration="none", keep_budget=BUDGET)
+    assert report["verdict"] == "pass"
+    status = {row["name"]: row["status"] for row in report["layers"]}
+    assert [name for name, kind in status.items() if kind == "int8"] == ["blocks.1"]
+    (choice,) = [d for d in report["decisions"] if d["name"] == "keep_budget"]
+    assert "blocks.1" in choice["reason"]
+    assert report["quality"]["value"] >= plain[0]["quality"]["value"]
+    model = onnx.load(out / "model.onnx")
+    stored = {t.name: t for t in model.graph.initializer}["blocks.1.weight_int8"]
+    assert tuple(stored.dims) == (WIDTH, WIDTH)
+    assert stored.data_type == onnx.TensorProto.INT8
+    if target == "ort":
+        grown = linear_bytes(report) - linear_bytes(plain[0])
+        assert 0 < grown <= BUDGET * 4 * 4 * WIDTH * WIDTH
+
+
+def test_sensitivity_is_in_the_report_and_drawn(plain):
+    report, out = plain
+    rows = {row["name"]: row for row in report["layers"]}
+    errors = {name: row["sensitivity"] for name, row in rows.items() if row["sensitivity"]}
+    assert max(errors, key=errors.get) == "blocks.1"
+    assert rows["blocks.0"]["saved_bytes"] > 3 * WIDTH * WIDTH
+    assert rows["head"]["sensitivity"] is None
+    assert all(row["output_error"] is None for row in report["layers"])
+    page = (out / "report.html").read_text()
+    assert "Error and bytes saved by each layer alone, 4 layers" in page
+
+
+def test_data_means_calibration_and_it_brings_the_output_closer(export, plain):
+    report, _ = export()
+    assert report["verdict"] == "pass"
+    (choice,) = [d for d in report["decisions"] if d["name"] == "calibration"]
+    assert choice["choice"] == "trits"
+    assert report["quality"]["value"] > plain[0]["quality"]["value"]
+    errors = [row for row in report["layers"] if row["output_error"] is not None]
+    assert len(errors) == 4
+    assert all(row["output_error"] <= row["plain_error"] for row in errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"data": Path("data.npz")}, True),
+        ({"data": Path("data.npz"), "calibration": "none", "finetune_steps": 3}, True),
+        ({"data": Path("data.npz"), "finetune_steps": 3}, False),
+        ({"calibration": "scale"}, True),
+        ({"keep_budget": 0.02}, True),
+    ],
+)
+def test_when_there_is_something_to_do_or_to_say(options, expected):
+    assert post_training.wanted(ExportOptions(model=Path("m.pt"), **options)) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"sensitivity": True}, "--sensitivity"),
+        ({"keep_budget": 0.1}, "--keep-budget"),
+        ({"calibration": "scale"}, "--calibration"),
+    ],
+)
+def test_onnx_files_are_refused_with_the_reason(options, flag):
+    with pytest.raises(UsageError, match=flag):
+        post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), **options))
+    post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), calibration="none"))

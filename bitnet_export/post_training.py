@@ -81,7 +81,9 @@ def refine(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> P
         _keep(done, loaded, options.keep_budget)
     if method != "none":
         _calibrate(done, loaded, options, method, progress)
-    if method != "none" or options.calibration is not None:
+        if not done.calibrated:
+            method, why = "none", "every linear layer was ternary already"
+    if options.data is not None or options.calibration is not None:
         done.decisions.append(Decision(name="calibration", choice=method, reason=why))
     for decision in done.decisions:
         progress.note(f"{decision.name}: {decision.choice} ({decision.reason})")
@@ -121,7 +123,7 @@ def _method(options: ExportOptions) -> tuple[str, str]:
         return "none", "no --data to calibrate on"
     if options.finetune_steps:
         return "none", "training starts better from the model's own weights"
-    return "trits", f"on samples of {options.data}"
+    return "trits", f"on {CALIBRATION_SAMPLES} samples of {options.data}, quality sees them, too"
 
 
 def _measure(

@@ -164,6 +164,7 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 )
 @option(
     "--min-shape",
+    "--min-shapes",
     "min_shapes",
     group=SHAPES,
     multiple=True,
@@ -172,6 +173,7 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 )
 @option(
     "--opt-shape",
+    "--opt-shapes",
     "opt_shapes",
     group=SHAPES,
     multiple=True,
@@ -180,6 +182,7 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
 )
 @option(
     "--max-shape",
+    "--max-shapes",
     "max_shapes",
     group=SHAPES,
     multiple=True,

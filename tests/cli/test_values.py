@@ -57,6 +57,7 @@ def test_ternary_options_are_accepted_by_ternary_config():
     config = TernaryConfig(**ternary(group_size="64", exclude=("*.query",)).as_kwargs())
     assert (config.granularity, config.group_size) == ("group", 64)
     assert config.exclude == (*DEFAULT_EXCLUDE, "*.query")
+    assert TernaryConfig(**ternary(convolutions="matmul").as_kwargs()).convolutions == "matmul"
 
 
 def test_choices_match_the_rest_of_the_package():

@@ -9,7 +9,7 @@ from torch import nn
 
 from bitnet_export import op
 from bitnet_export.load import save
-from bitnet_export.options import FinetuneOptions, TernaryOptions
+from bitnet_export.options import FinetuneOptions
 from bitnet_export.passes.pack_convolutions import channel_trits
 from bitnet_export.pipeline import run_finetune
 from tests.main_job.checks import check_report, check_session, only_stock_operators, operators
@@ -88,17 +88,6 @@ def test_float16_kernels_are_packed_too(export, digit_files):
     assert np.isfinite(report.quality.value)
 
 
-def test_convolutions_can_be_left_out(export, digit_files):
-    report, _ = export(
-        digit_files["cnn"], "onnx", ternary=TernaryOptions(convolutions="matmul"), bench=False
-    )
-    reasons = {row.name: row.reason for row in report.layers if row.status == "kept"}
-    assert reasons["features.9"] == (
-        'kernel 3x3: would run in floating point (convolutions="matmul")'
-    )
-    assert report.passes[0].name == "fold-batchnorm"
-
-
 def test_a_model_with_no_matrix_product_at_all(export, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3)).eval()
@@ -113,8 +102,8 @@ def test_a_model_with_no_matrix_product_at_all(export, tmp_path):
             return self.body(image)
 
     path = save(Net().eval(), tmp_path / "net.pt", image, {"image": {0: "batch"}})
-    for target in ("ort", "onnx"):
-        report, directory = export(path, target, bench=False, per_layer=True)
-        assert report.verdict == "pass"
-        assert operators(directory)["", "BitShift"] == 2
-        assert report.size.by_part["linear"].bits_per_weight < 3
+    report, directory = export(path, bench=False, per_layer=True)
+    assert report.verdict == "pass"
+    assert operators(directory)["", "BitShift"] == 2
+    assert report.size.by_part["linear"].bits_per_weight < 3
+    assert {d.name: d.choice for d in report.decisions}["ort_kernel"] == "none"

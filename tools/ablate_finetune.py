@@ -1,7 +1,7 @@
 """Compare fine-tuning settings at equal steps: what is behind the table in docs/decisions.md.
 
     python tools/ablate_finetune.py digits --seeds 5
-    python tools/ablate_finetune.py minilm --steps 60 --variants base,"batch 16"
+    python tools/ablate_finetune.py minilm --steps 60 --variants "base,batch 16 and twice the steps"
 
 digits: the vision transformer of tools/digits_table.py, scored by its agreement with the
 full-precision one on the test images. minilm: the model and the sentences of tools/demo.py, scored
@@ -40,7 +40,7 @@ VARIANTS = {
     "half the rate": Variant({"lr": 0.5}),
     "twice the rate": Variant({"lr": 2.0}),
     "cosine schedule": Variant({"schedule": "cosine"}),
-    "batch 16, twice the steps": Variant({"batch_size": 16}, steps=2),
+    "batch 16 and twice the steps": Variant({"batch_size": 16}, steps=2),
     "no hidden states": Variant({"hidden_weight": 0.0}),
     "hidden states x 3": Variant({"hidden_weight": 3.0}),
     "relations x 0.1": Variant({"relation_weight": 0.1}),

@@ -75,6 +75,10 @@ def refine(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> P
 
     done = PostTraining(target=options.target)
     method, why = _method(options)
+    if method != "none" and options.calibration is None:
+        batch = sample_inputs(loaded, options, 1)
+        if batch is loaded.example_inputs:
+            method, why = "none", f"{options.data} does not hold every input of the model"
     if options.sensitivity or options.keep_budget is not None:
         _measure(done, loaded, options, progress)
     if options.keep_budget is not None:
@@ -119,8 +123,8 @@ def _method(options: ExportOptions) -> tuple[str, str]:
     """The calibration method and why. It needs real inputs: random ones would mislead it."""
     if options.calibration is not None:
         return options.calibration, "asked for"
-    if options.data is None:
-        return "none", "no --data to calibrate on"
+    if options.data is None or options.data.is_dir():
+        return "none", "no --data with arrays to calibrate on"
     if options.finetune_steps:
         return "none", "training starts better from the model's own weights"
     return "trits", f"on {CALIBRATION_SAMPLES} samples of {options.data}, quality sees them, too"
@@ -175,7 +179,7 @@ def sample_inputs(loaded: LoadedModel, options: ExportOptions, count: int) -> Ma
 
     from bitnet_export.load import load_data
 
-    if options.data is None:
+    if options.data is None or options.data.is_dir():
         return loaded.example_inputs
     data = load_data(options.data)
     if any(name not in data.arrays for name in loaded.example_inputs):

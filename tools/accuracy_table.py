@@ -3,6 +3,7 @@
     python tools/accuracy_table.py sentiment            # or embedder, gpt, smollm2
     python tools/accuracy_table.py gpt --seeds 3 --alternatives --write
     python tools/accuracy_table.py pretrain             # only train the GPT of the gpt row
+    python tools/accuracy_table.py summary --write      # one table of the results there are
 
 Full-precision models are trained on first use and kept under build/accuracy. Everything else is
 the product's own fine-tuning with its defaults, its export for ONNX Runtime, and the metric of the
@@ -38,7 +39,7 @@ def write(row: str, text: str, doc: Path = DOC) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    made.add_argument("row", choices=[*ROWS, "pretrain"])
+    made.add_argument("row", choices=[*ROWS, "pretrain", "summary"])
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--steps", type=int, help="fine-tuning steps; default: the recipe's")
     made.add_argument("--threads", type=int, default=2)
@@ -59,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         training = pretrain.Training(steps=options.steps or pretrain.Training.steps)
         pretrain.pretrain(options.work / "gpt", pretrain.Shape(), training, texts.reviews)
         return 0
+    if options.row == "summary":
+        files = {row.name: options.results / f"accuracy-{row.name}.json" for row in ROWS.values()}
+        there = [(ROWS[n], measure.Record.read(f)) for n, f in files.items() if f.exists()]
+        return _show("summary", measure.summary(there), options.write)
     row = ROWS[options.row]
     plan = measure.Plan(
         options.work,
@@ -71,11 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.results / f"accuracy-{row.name}.json"
     command = " ".join(["python tools/accuracy_table.py", *given])
     record = measure.measure(row, plan, command, keep=lambda r: r.write(path))
-    text = measure.table(row, record)
-    print(text)
-    if options.write:
-        write(row.name, text)
+    _show(row.name, measure.table(row, record), options.write)
     return int(not measure.reached(row, record))
+
+
+def _show(name: str, text: str, page: bool) -> int:
+    print(text)
+    if page:
+        write(name, text)
+    return 0
 
 
 if __name__ == "__main__":

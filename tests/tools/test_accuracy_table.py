@@ -157,6 +157,14 @@ def test_the_table_has_a_line_a_form_and_the_spread_over_seeds(invented):
     assert "`command`" in text
 
 
+def test_the_summary_reads_what_was_written(invented, tmp_path, capsys):
+    invented.write(tmp_path / "accuracy-gpt.json")
+    assert accuracy_table.main(["summary", "--results", str(tmp_path)]) == 0
+    head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert line.count("|") == head.count("|")
+    assert "| perplexity | 20 | 60 |  | 21.5 |  | 7.5 % higher | 10 | 10.00x, 5.10x |" in line
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(8.0, True), (7.0, False), (None, True)])
 def test_the_verdict_follows_the_limit(invented, limit, expected):
     row = dataclasses.replace(rows.ROWS["gpt"], limit=limit)

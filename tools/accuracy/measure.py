@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -63,8 +64,14 @@ class Record:
         """Of every seed of a form."""
         return [form.value for form in self.forms if form.name == name]
 
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """What write wrote."""
+        stored = json.loads(path.read_text("utf-8"))
+        return cls(**{**stored, "forms": [Form(**form) for form in stored["forms"]]})
+
     def write(self, path: Path) -> None:
-        """As JSON, a row of forms a line of the list."""
+        """As JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
 
@@ -197,6 +204,26 @@ def _line(row: Row, record: Record, name: str, full: float) -> str:
     size = f"{first.bytes / 1e6:.1f} MB"
     cells = [name, _number(mean) + spread, lost, size, *ratios, steps, took]
     return f"| {' | '.join(cells)} |"
+
+
+SUMMARY = (FULL, POST, CALIBRATED, TUNED, TUNED + FLOAT_ACTIVATIONS)
+
+
+def summary(records: list[tuple[Row, Record]]) -> str:
+    """A line a row: the means over seeds of its main forms, the loss, and the file."""
+    head = ["model", "metric", *SUMMARY, "lost", "allowed", "file over fp32, fp16"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row, record in records:
+        (full,) = record.values(FULL)
+        means = [statistics.mean(record.values(name) or [math.nan]) for name in SUMMARY]
+        tuned = next(form for form in record.forms if form.name == TUNED)
+        lost = f"{row.loss(full, means[SUMMARY.index(TUNED)]):.3g} {row.loss_text}"
+        allowed = "" if row.limit is None else f"{row.limit:g}"
+        ratios = [f"{whole / tuned.bytes:.2f}x" for whole in (record.fp32_bytes, record.fp16_bytes)]
+        numbers = ["" if math.isnan(mean) else _number(mean) for mean in means]
+        cells = [row.model, row.metric, *numbers, lost, allowed, ", ".join(ratios)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def reached(row: Row, record: Record) -> bool:

@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--alternatives", action="store_true", help="also the recipes set by hand")
     made.add_argument("--only-int8", action="store_true", help="leave float activations out")
+    made.add_argument("--no-calibration", action="store_true", help="leave that form out")
+    made.add_argument("--resume", action="store_true", help="keep the forms the JSON has")
     made.add_argument("--work", type=Path, default=BUILD, help="where models are kept")
     made.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     made.add_argument("--write", action="store_true", help="update docs/accuracy.md")
@@ -72,10 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.steps,
         options.alternatives,
         not options.only_int8,
+        not options.no_calibration,
     )
     path = options.results / f"accuracy-{row.name}.json"
     command = " ".join(["python tools/accuracy_table.py", *given])
-    record = measure.measure(row, plan, command, keep=lambda r: r.write(path))
+    earlier = measure.Record.read(path) if options.resume and path.exists() else None
+    record = measure.measure(row, plan, command, lambda r: r.write(path), earlier)
     _show(row.name, measure.table(row, record), options.write)
     return int(not measure.reached(row, record))
 

@@ -136,6 +136,22 @@ def test_an_alternative_is_tuned_with_its_own_settings(tiny_row, tmp_path, monke
     assert (asked["batch_size"], asked["steps"], asked["threads"]) == (2, 5, 1)
 
 
+def test_what_is_measured_already_is_taken_over(tiny_row, record, tmp_path, monkeypatch):
+    def refuse(*_args, **_settings):
+        raise AssertionError("measured again")
+
+    for function in ("export", "fine_tune"):
+        monkeypatch.setattr(measure.product, function, refuse)
+    plan = measure.Plan(tmp_path, threads=1, steps=2, float_activations=False)
+    again = measure.measure(tiny_row, plan, "again", refuse, earlier=record[0])
+    assert again.forms == record[0].forms
+    assert again.fp16_bytes == record[0].fp16_bytes
+    more = dataclasses.replace(plan, work=tmp_path / "b", seeds=2)
+    more.work.mkdir()
+    with pytest.raises(AssertionError, match="again"):
+        measure.measure(tiny_row, more, "again", refuse, earlier=record[0])
+
+
 def test_float_activations_are_measured_on_the_same_weights(tiny_row, tmp_path):
     def names(**plan):
         plan = measure.Plan(tmp_path, **plan)

@@ -79,7 +79,7 @@ class Record:
 @dataclass(frozen=True)
 class Plan:
     """How much to measure. steps None: the recipe's. float_activations: also export every model
-    with activations left in floating point."""
+    with activations left in floating point. calibrated: also post-training on data."""
 
     work: Path
     threads: int = 2
@@ -87,18 +87,32 @@ class Plan:
     steps: int | None = None
     alternatives: bool = False
     float_activations: bool = True
+    calibrated: bool = True
 
 
-def measure(row: Row, plan: Plan, command: str, keep: Callable[[Record], None]) -> Record:
-    """Everything the plan asks of a row; keep is called after each form."""
+def measure(
+    row: Row,
+    plan: Plan,
+    command: str,
+    keep: Callable[[Record], None],
+    earlier: Record | None = None,
+) -> Record:
+    """Everything the plan asks of a row; keep is called after each form.
+
+    earlier: a record of the same row, whose forms are taken over and not measured again.
+    """
     record = Record(
         row.name, row.model, row.data_text, row.metric, command, _today(), machine(), plan.threads
     )
+    if earlier is not None:
+        record.forms = list(earlier.forms)
+        record.fp32_bytes, record.fp16_bytes = earlier.fp32_bytes, earlier.fp16_bytes
     source = row.source(plan.work / row.name)
     directory = plan.work / f"{row.name}-data"
     job = _Job(row, plan, record, source, row.data(source, directory), directory, keep)
     job.post_training()
-    job.calibrated()
+    if plan.calibrated:
+        job.calibrated()
     for seed in range(plan.seeds):
         job.tuned(TUNED, seed, {})
     if plan.alternatives:
@@ -122,6 +136,8 @@ class _Job:
     def post_training(self) -> None:
         """The full-precision model, and its ternary forms without any training."""
         for bits, suffix in self._activations():
+            if self._has(POST + suffix):
+                continue
             made = product.export(self.source, self._path("post-training"), bits)
             if not self.record.forms:
                 self.record.fp32_bytes, self.record.fp16_bytes = made.fp32_bytes, made.fp16_bytes
@@ -132,6 +148,8 @@ class _Job:
 
     def calibrated(self) -> None:
         """Trits and scales chosen on data, still without training."""
+        if self._has(CALIBRATED):
+            return
         data = self.row.calibration(self.source, self.directory)
         started, used = time.perf_counter(), time.process_time()
         made = product.export(self.source, self._path("calibrated"), 8, data=data)
@@ -143,6 +161,9 @@ class _Job:
 
     def tuned(self, name: str, seed: int, settings: Mapping[str, Any]) -> None:
         """Fine-tune with int8 activations; the same file is also exported with float ones."""
+        wanted = [(bits, name + end) for bits, end in self._activations()]
+        if all(self._has(form, seed) for _, form in wanted):
+            return
         given = dict(self.row.settings(self.source, self.directory)) | dict(settings)
         if self.plan.steps is not None:
             given["steps"] = self.plan.steps
@@ -150,13 +171,17 @@ class _Job:
         made = product.fine_tune(
             self.source, self.data, file, seed=seed, threads=self.plan.threads, **given
         )
-        for bits, suffix in self._activations():
+        for bits, form_name in wanted:
             exported = product.export(file, self._path(file.stem), bits)
             value = self._score(exported.session(self.plan.threads), exported)
-            form = Form(name + suffix, value, exported.bytes, seed, made.steps, made.batch)
+            form = Form(form_name, value, exported.bytes, seed, made.steps, made.batch)
             form.seconds, form.cpu_seconds = round(made.seconds, 1), round(made.cpu_seconds, 1)
             form.recipe = exported.recipe
             self._add(form)
+
+    def _has(self, name: str, seed: int | None = None) -> bool:
+        """Whether an earlier run measured that."""
+        return any((form.name, form.seed) == (name, seed) for form in self.record.forms)
 
     def _activations(self) -> list[tuple[int, str]]:
         """(activation bits, what the form's name says of it)."""

@@ -260,18 +260,22 @@ def _verify_engine(
 def quality_data(subject: Subject, data: Path | None, *, whole: bool) -> tuple[list[Feed], str]:
     """Batches to judge the model on and where they come from.
 
-    whole: every row and array, for a user's metric; else the inputs of the first MAX_ROWS rows.
+    whole: every row and array, for a user's metric; else the inputs of the first MAX_ROWS rows. A
+    model of a fixed batch gets whole ones only.
     """
     from bitnet_export.load import load_data
 
     if data is not None and not data.is_dir():
         arrays = load_data(data)
-        batches = list(arrays.batches(BATCH))
+        size = _fixed_batch(subject)
+        batches = list(arrays.batches(size or BATCH))
+        if size is not None and len(arrays) % size:
+            batches = batches[:-1]
         if whole:
             return batches, str(data)
         names = list(subject.record.inputs)
         arrays.select(names)
-        kept = batches[: -(-MAX_ROWS // BATCH)]
+        kept = batches[: -(-MAX_ROWS // (size or BATCH))]
         return [{n: b[n] for n in names} for b in kept], str(data)
     record = subject.record
     sizes = record.opt_sizes | {a[0]: 4 for a in record.dynamic_axes.values() if 0 in a}
@@ -280,6 +284,17 @@ def quality_data(subject: Subject, data: Path | None, *, whole: bool) -> tuple[l
         seeded = Subject(subject.directory, record, None, subject.examples(), None, seed)
         feeds.append(_shuffled(seeded.cases([sizes])[0].feeds, seed))
     return feeds, "variations of the example inputs; --data gives a real answer"
+
+
+def _fixed_batch(subject: Subject) -> int | None:
+    """Rows of a batch where the model takes no other number, else None."""
+    axes = subject.record.dynamic_axes
+    fixed = [
+        value.shape[0]
+        for name, value in subject.examples().items()
+        if value.ndim and 0 not in axes.get(name, {})
+    ]
+    return min(fixed, default=None)
 
 
 def _shuffled(feeds: Feed, seed: int) -> Feed:

@@ -146,6 +146,8 @@ def _pack(
         if scale.numel() != 1:
             refused.append(f"{path} ({scale.numel()} scales)")
             continue
+        if not bool(scale):
+            scale = torch.ones_like(scale)  # a layer of zeros, whose bias is divided by it
         whole = trits.shape[0] % CODES_PER_BYTE == 0
         tensors[f"{path}.weight"] = pack_rows(trits) if whole else trits
         tensors[f"{path}.weight_scale"] = scale.reshape(1)

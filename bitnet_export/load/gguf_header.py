@@ -61,7 +61,7 @@ def read_header(path: Path) -> GgufHeader:
         cursor = _Cursor(data, str(path))
         try:
             return _read(cursor, sizes)
-        except (UnicodeDecodeError, OverflowError) as error:
+        except (ValueError, OverflowError) as error:
             raise cursor.damaged(f"its header makes no sense ({error})") from error
 
 

@@ -21,6 +21,7 @@ from bitnet_export.ternary.calibrate_layer import SWEEPS, LayerProblem, layer_pr
 from bitnet_export.ternary.calling import call
 from bitnet_export.ternary.latent import latent_weight
 from bitnet_export.ternary.layers import BitLayer, BitLinear
+from bitnet_export.ternary.quantizers import dequantize
 
 METHODS = ("none", "scale", "trits")
 # Input rows (tokens) of a layer that are looked at, and the memory for all layers' together.
@@ -74,12 +75,18 @@ def calibrate(
 
 def dense_forwards(model: nn.Module) -> dict[str, Callable[..., Any]]:
     """Path of every ternary layer -> the forward of the dense layer it is now, on a copy of the
-    weights: what the model computed before anything changes them."""
+    weights: what the model computed before anything changes them. A layer whose weights were
+    ternary from the start, or latent ones of a BitNet in training, is dense with its trits."""
     forwards: dict[str, Callable[..., Any]] = {}
     for path, layer in model.named_modules():
         if isinstance(layer, BitLayer):
             dense = layer.to_linear()
             product: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense
+            if layer.spec.exact:
+                ternary = dequantize(*layer.ternarize())
+                like = product.weight
+                stored = ternary.t() if getattr(layer, "transposed", False) else ternary
+                product.weight = nn.Parameter(stored.reshape(like.shape).to(like.dtype), False)
             for name in ("weight", "bias"):
                 value = getattr(product, name)
                 if value is not None:

@@ -253,7 +253,8 @@ def _modes(student: nn.Module, teacher: nn.Module, config: FinetuneConfig) -> It
     for module in modules:
         module.training = False
     for module in student.modules() if config.dropout else ():
-        module.training = True
+        # Batch norms go on with their running statistics, as the teacher's and in deployment.
+        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
     frozen = set() if config.train_embeddings else _embedding_parameters(student)
     for p in student.parameters():
         p.requires_grad_(p.is_floating_point() and id(p) not in frozen)

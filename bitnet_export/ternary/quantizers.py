@@ -23,8 +23,9 @@ SCALE_FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class QuantizerSpec:
-    """How one layer is quantized. exact: its weights were ternary from the start, and while
-    nobody trains them the common magnitude itself is the scale, not a rounded mean of it."""
+    """How one layer is quantized. exact: its weights were ternary from the start (or trained to be
+    by this very quantizer): what it computes is no approximation of the float weights. Under twn,
+    while nobody trains them, the common magnitude itself is the scale, not a rounded mean of it."""
 
     quantizer: str = "twn"
     threshold: float = 0.1

@@ -58,7 +58,10 @@ def put_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Sta
     for name, p in trainable(model).items():
         for entry, value in state.get(name, {}).items():
             like_parameter = value.shape == p.shape
-            new = torch.empty_like(p) if like_parameter else torch.empty_like(value)
+            # Fused AdamW counts its steps where the parameter is, too.
+            new = (
+                torch.empty_like(p) if like_parameter else torch.empty_like(value, device=p.device)
+            )
             put(new, value)
             optimizer.state[p][entry] = new.detach()
 

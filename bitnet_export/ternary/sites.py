@@ -124,7 +124,7 @@ def _spec(module: nn.Module, weight: Tensor, config: TernaryConfig) -> tuple[Qua
     if not isinstance(module, BitNetLinear) and not is_hf_bitnet(module):
         return spec, how
     if getattr(module, "online_quant", False):
-        spec = QuantizerSpec("absmean", granularity="tensor")
+        spec = QuantizerSpec("absmean", granularity="tensor", exact=True)
         how = "already ternary (absmean, tensor scale), quantized as BitNet trained it"
     return replace(spec, activation_bits=8), how
 

@@ -176,3 +176,18 @@ def test_gpt2_layers_are_no_linear_layers(tmp_path):
     assert len(written.dense) == 4
     again = load(tmp_path / "out").module.state_dict()
     assert all(torch.equal(again[n], w) for n, w in loaded.module.state_dict().items())
+
+
+def test_a_layer_of_zeros_keeps_its_bias(tmp_path):
+    source = ternary_directory(tmp_path / "m", attention_bias=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    layer = model.model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(0.25)
+    model.save_pretrained(source)
+    (tmp_path / "out").mkdir()
+    write_huggingface(load(source), tmp_path / "out")
+    back = load(tmp_path / "out").module.model.model.layers[0].self_attn.q_proj
+    assert not back.weight.any()
+    torch.testing.assert_close(back.bias, layer.bias)

@@ -169,6 +169,13 @@ def test_unknown_tensor_type_split_file_and_architecture(tmp_path):
     writer.close()
     with pytest.raises(InputError, match="llama-gguf-split --merge"):
         load(tmp_path / "part.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    writer.add_string("split.count", "two")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(InputError, match="makes no sense"):
+        load(tmp_path / "odd.gguf")
 
 
 def test_missing_tensor(tmp_path, monkeypatch):

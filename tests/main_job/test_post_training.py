@@ -128,3 +128,26 @@ def test_onnx_files_are_refused_with_the_reason(options, flag):
     with pytest.raises(UsageError, match=flag):
         post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), **options))
     post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), calibration="none"))
+
+
+class OneByOne(nn.Module):
+    """Takes one sample at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 8)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.inner(x)).reshape(1, WIDTH))
+
+
+def test_a_model_of_a_fixed_batch_gets_no_other(tmp_path):
+    model = be.save(OneByOne(), tmp_path / "one.pt", {"x": torch.randn(1, WIDTH)})
+    np.savez(tmp_path / "data.npz", x=torch.randn(20, WIDTH).numpy())
+    common = {"model": model, "data": tmp_path / "data.npz", "bench": False}
+    be.run_export(ExportOptions(**common, sensitivity=True, output=tmp_path / "out"))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    decision = next(d for d in report["decisions"] if d["name"] == "calibration")
+    assert decision["choice"] == "none"
+    assert "batch is fixed at 1" in decision["reason"]
+    assert report["quality"]["samples"] == 20

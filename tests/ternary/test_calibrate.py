@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import UsageError
+from bitnet_export.load.hf_bitnet import BitNetLinear
 from bitnet_export.ternary import BitLinear, TernaryConfig, convert, prepare
-from bitnet_export.ternary.calibrate import calibrate
+from bitnet_export.ternary.calibrate import ForwardAs, calibrate, dense_forwards
 from bitnet_export.ternary.calibrate_layer import layer_problem, refit_scales, solve
 from bitnet_export.ternary.latent import latent_weight
 from bitnet_export.ternary.quantizers import QuantizerSpec, initial_alpha, ternarize
@@ -239,3 +240,15 @@ def test_attention_with_a_fused_projection_calibrates_too():
     assert len(rows) == 6
     with torch.no_grad():
         assert (model(x) - wanted).norm() < plain
+
+
+def test_latent_weights_of_a_bitnet_in_training_keep_their_trits():
+    model = nn.Sequential(BitNetLinear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    model[0].online_quant, model[0].rms_norm = True, None
+    x = torch.randn(50, 32)
+    expected, before = model(x).detach(), model[0].weight.detach().clone()
+    prepare(model, TernaryConfig(keep_head=False))
+    with ForwardAs(model, dense_forwards(model)), torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert [row.name for row in calibrate(model, {"input": x})] == ["2"]
+    assert torch.equal(model[0].weight, before)

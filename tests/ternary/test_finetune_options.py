@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import UsageError
-from bitnet_export.ternary import FinetuneConfig, finetune, prepare, schedule
+from bitnet_export.ternary import (
+    FinetuneConfig,
+    TernaryConfig,
+    finetune,
+    prepare,
+    run_state,
+    schedule,
+)
 from bitnet_export.ternary.conv import BitConv2d
 from bitnet_export.ternary.data import Batches, as_samples, lengths_of, split, trimmed
 from bitnet_export.ternary.finetune_config import SCHEDULES
@@ -204,3 +211,29 @@ def test_bad_settings_are_refused(kwargs):
 def test_a_batch_that_does_not_divide_into_its_parts_is_refused():
     with pytest.raises(UsageError, match="multiple of 3"):
         run(accumulate=3)
+
+
+def test_with_dropout_on_batch_norms_keep_their_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 8)
+    ).eval()
+    teacher = copy.deepcopy(model)
+    prepare(model, TernaryConfig(keep_head=False))
+    kept = model[1].running_mean.clone()
+    data = {"input": 3 + torch.randn(40, 32)}
+    config = FinetuneConfig(steps=2, batch_size=8, dropout=True, keep_best=False, bf16=False)
+    finetune(model, teacher, data, config)
+    assert torch.equal(model[1].running_mean, kept)
+
+
+def test_an_optimizer_put_back_counts_its_steps_where_the_parameters_are():
+    there, here = nn.Linear(4, 4), nn.Linear(4, 4, device="meta")
+    trained = torch.optim.AdamW(there.parameters(), fused=True)
+    there(torch.ones(1, 4)).sum().backward()
+    trained.step()
+    resumed = torch.optim.AdamW(here.parameters(), fused=False)
+    run_state.put_optimizer(here, resumed, run_state.take_optimizer(there, trained))
+    states = [resumed.state[p] for p in here.parameters()]
+    assert all(value.is_meta for state in states for value in state.values())
+    assert {"step", "exp_avg", "exp_avg_sq"} <= set(states[0])

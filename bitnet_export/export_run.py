@@ -412,8 +412,36 @@ def _finetune_for_export(
         )
     assert loaded.module is not None
     config = recipe.finetune_config(steps=options.finetune_steps, seed=options.seed)
+    check_batch(loaded, config.batch_size)
     result = finetune(loaded.module, teacher, options.data, config, progress=on_step(progress))
     return history.finetune_block(result, config)
+
+
+def check_batch(loaded: LoadedModel, size: int) -> None:
+    """Raise UsageError where the batch is fixed and the model cannot take ``size`` samples."""
+    import torch
+
+    from bitnet_export.ternary.calling import call
+
+    fixed = loaded.fixed_batch
+    if fixed is None or fixed == size:
+        return
+    assert loaded.module is not None
+    device = next(loaded.module.parameters()).device
+    twice = {
+        name: torch.cat([tensor, tensor]).to(device) if tensor.dim() else tensor.to(device)
+        for name, tensor in loaded.example_inputs.items()
+    }
+    try:
+        with torch.no_grad():
+            call(loaded.module, twice)
+    except Exception as error:  # whatever a model of fixed shapes raises
+        fix = "save it with a dynamic batch axis (dynamic_shapes of bitnet_export.save)"
+        raise UsageError(
+            f"its batch is fixed at {fixed}; it cannot be trained with {size} samples a step",
+            where=str(loaded.source),
+            fix=fix + (", or finetune it with --batch-size 1" if fixed == 1 else ""),
+        ) from error
 
 
 def own_tokenizer(model: Path) -> Path | None:

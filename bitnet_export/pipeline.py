@@ -17,6 +17,7 @@ from bitnet_export.errors import InputError, MissingRequirement, UsageError
 from bitnet_export.export_run import (
     ExportRun,
     Stages,
+    check_batch,
     drop_intermediate,
     load_model,
     on_step,
@@ -168,6 +169,7 @@ def _finetune_together(options: FinetuneOptions, progress: Progress, group: Grou
         max_length=options.max_length,
         seed=options.seed,
     )
+    check_batch(loaded, config.batch_size)
     with stage("fine-tune", f"{config.steps} steps"):
         result = finetune(
             loaded.module,

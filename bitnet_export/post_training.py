@@ -79,7 +79,7 @@ def refine(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> P
         batch = sample_inputs(loaded, options, 1)
         if batch is loaded.example_inputs:
             method, why = "none", f"{options.data} does not hold every input of the model"
-        elif (fixed := _fixed_batch(loaded)) is not None and fixed < CALIBRATION_SAMPLES:
+        elif (fixed := loaded.fixed_batch) is not None and fixed < CALIBRATION_SAMPLES:
             method, why = "none", f"the model's batch is fixed at {fixed}, few to calibrate on"
     if options.sensitivity or options.keep_budget is not None:
         _measure(done, loaded, options, progress)
@@ -189,23 +189,12 @@ def sample_inputs(loaded: LoadedModel, options: ExportOptions, count: int) -> Ma
     data = load_data(options.data)
     if any(name not in data.arrays for name in loaded.example_inputs):
         return loaded.example_inputs  # a cache, say, that only the example inputs fill
-    size = _fixed_batch(loaded) or min(count, len(data))
+    size = loaded.fixed_batch or min(count, len(data))
     rows = np.linspace(0, len(data) - 1, size).astype(int)
     return {
         name: torch.as_tensor(data.arrays[name][rows]).to(example.dtype)
         for name, example in loaded.example_inputs.items()
     }
-
-
-def _fixed_batch(loaded: LoadedModel) -> int | None:
-    """Samples in a batch where the model takes no other number, else None."""
-    axes = loaded.dynamic_axes
-    fixed = [
-        tensor.shape[0]
-        for name, tensor in loaded.example_inputs.items()
-        if tensor.dim() and 0 not in axes.get(name, {})
-    ]
-    return min(fixed, default=None)
 
 
 def _teller(progress: Progress, prefix: str) -> Any:

@@ -52,6 +52,16 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     float_layers: list[str] = field(default_factory=list)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """Samples in a batch where the model takes no other number, else None."""
+        fixed = [
+            tensor.shape[0]
+            for name, tensor in self.example_inputs.items()
+            if tensor.dim() and 0 not in self.dynamic_axes.get(name, {})
+        ]
+        return min(fixed, default=None)
+
     def dynamic_shapes(self) -> dict[str, dict[int, Any]] | None:
         """dynamic_axes as torch.export takes them: one bounded Dim for each axis name, {} for
         static inputs; None if every shape is static."""

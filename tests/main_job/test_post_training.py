@@ -12,7 +12,7 @@ from torch import nn
 import bitnet_export as be
 from bitnet_export import post_training
 from bitnet_export.errors import UsageError
-from bitnet_export.options import ExportOptions
+from bitnet_export.options import ExportOptions, FinetuneOptions
 
 WIDTH, BUDGET = 64, 0.06
 
@@ -151,3 +151,7 @@ def test_a_model_of_a_fixed_batch_gets_no_other(tmp_path):
     assert decision["choice"] == "none"
     assert "batch is fixed at 1" in decision["reason"]
     assert report["quality"]["samples"] == 20
+    training = {"model": model, "data": tmp_path / "data.npz", "steps": 1}
+    with pytest.raises(UsageError, match=r"batch is fixed at 1; .* 32 samples.*\n.*--batch-size 1"):
+        be.run_finetune(FinetuneOptions(**training, output=tmp_path / "t.pt"))
+    be.run_finetune(FinetuneOptions(**training, batch_size=1, output=tmp_path / "t.pt"))

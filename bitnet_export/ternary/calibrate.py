@@ -56,7 +56,8 @@ def calibrate(
     inputs: one batch by name, the samples to look at; 64 to 256 sentences are enough. method:
     "scale" chooses thresholds and scales, "trits" also each weight in view of the others,
     "none" does nothing. on_layer(done, total, name) is told after each. Left as they are: layers
-    whose weights were ternary from the start, layers the run does not reach, convolutions.
+    whose weights were ternary from the start, layers that share their parameters with one in
+    floating point, layers the run does not reach, convolutions.
 
     Biases move by the mean of the error. The float weights change so that the quantizer gives
     the chosen trits: training goes on from there.
@@ -64,13 +65,24 @@ def calibrate(
     if method not in METHODS:
         raise UsageError(f"calibration must be one of {', '.join(METHODS)}, got {method!r}")
     layers = {path: m for path, m in student.named_modules() if isinstance(m, BitLinear)}
-    layers = {path: layer for path, layer in layers.items() if not layer.spec.exact}
+    held = _held_by_others(student)
+    layers = {
+        path: layer
+        for path, layer in layers.items()
+        if not layer.spec.exact and not held & {id(layer.weight), id(layer.bias)}
+    }
     if method == "none" or not layers:
         return []
     run = _Run(student, layers, inputs, method, seed, on_layer or (lambda *_: None))
     with torch.no_grad():
         taught = run.teach()
         return run.calibrate(taught)
+
+
+def _held_by_others(model: nn.Module) -> set[int]:
+    """ids of the parameters that modules which are not ternary compute with."""
+    others = [m for m in model.modules() if not isinstance(m, BitLayer)]
+    return {id(p) for m in others for p in m.parameters(recurse=False)}
 
 
 def dense_forwards(model: nn.Module) -> dict[str, Callable[..., Any]]:

@@ -252,3 +252,12 @@ def test_latent_weights_of_a_bitnet_in_training_keep_their_trits():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
     assert [row.name for row in calibrate(model, {"input": x})] == ["2"]
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_weight_that_a_layer_in_floating_point_reads_too_stays():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 32))
+    model[3].weight = model[0].weight
+    before = model[3].weight.detach().clone()
+    prepare(model, TernaryConfig(keep_head=False, exclude=("3",)))
+    assert [row.name for row in calibrate(model, {"input": torch.randn(80, 32)})] == ["2"]
+    assert torch.equal(model[3].weight, before)

@@ -112,11 +112,12 @@ def refuse_onnx(options: ExportOptions) -> None:
         "--sensitivity": options.sensitivity,
         "--keep-budget": options.keep_budget is not None,
         "--calibration": options.calibration not in (None, "none"),
+        "--finetune-steps": options.finetune_steps > 0,
     }
     for flag, given in asked.items():
         if given:
             raise UsageError(
-                f"{flag} looks at the layers of a PyTorch model; this is an ONNX file",
+                f"{flag} needs the layers of a PyTorch model; this is an ONNX file",
                 where=str(options.model),
                 fix="export the model it came from (bitnet_export.save writes it), or leave "
                 f"{flag} out",
@@ -146,6 +147,7 @@ def _measure(
 
 def _keep(done: PostTraining, loaded: LoadedModel, budget: float) -> None:
     from bitnet_export.report.schema import Decision
+    from bitnet_export.ternary.layers import BitLayer
     from bitnet_export.ternary.sensitivity import choose_kept, keep_layers
 
     done.kept = choose_kept(done.sensitivity, budget)
@@ -153,6 +155,12 @@ def _keep(done: PostTraining, loaded: LoadedModel, budget: float) -> None:
     keep_layers(loaded.module, done.kept_names)
     whole = sum(row.float_bytes for row in done.sensitivity)
     spent = sum(row.extra_bytes for row in done.kept)
+    if done.kept and not any(isinstance(m, BitLayer) for m in loaded.module.modules()):
+        raise UsageError(
+            f"all {len(done.kept)} layers fit into {budget:.4g}, so that none would be ternary",
+            where="--keep-budget",
+            fix=f"int8 for all of them adds {spent / whole:.1%}: give less than that",
+        )
     cost = f"{spent / 1e6:.2f} MB, {spent / max(whole, 1):.2%} of {whole / 1e6:.2f} MB of layers"
     reason = f"most output error a byte first: {', '.join(done.kept_names) or 'none fits'}; {cost}"
     if done.kept and done.target not in INT8_TARGETS:

@@ -122,12 +122,18 @@ def test_when_there_is_something_to_do_or_to_say(options, expected):
         ({"sensitivity": True}, "--sensitivity"),
         ({"keep_budget": 0.1}, "--keep-budget"),
         ({"calibration": "scale"}, "--calibration"),
+        ({"finetune_steps": 3}, "--finetune-steps"),
     ],
 )
 def test_onnx_files_are_refused_with_the_reason(options, flag):
     with pytest.raises(UsageError, match=flag):
         post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), **options))
     post_training.refuse_onnx(ExportOptions(model=Path("m.onnx"), calibration="none"))
+
+
+def test_a_budget_for_every_layer_is_refused(export):
+    with pytest.raises(UsageError, match=r"--keep-budget: all 4 layers .*\n.* less than that"):
+        export(calibration="none", keep_budget=0.9)
 
 
 class OneByOne(nn.Module):

@@ -55,7 +55,7 @@ def test_budget_ends_early_but_not_below_the_minimum():
     started = time.perf_counter()
     taken = speed.time_interleaved([lambda: time.sleep(0.01)], samples=10_000, budget_s=0.2)
     assert speed.MIN_SAMPLES <= len(taken[0]) < 100
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 30  # 10,000 samples would take 100 s
     taken = speed.time_interleaved([lambda: time.sleep(0.01)], samples=50, budget_s=0.0)
     assert len(taken[0]) == speed.MIN_SAMPLES
 

@@ -241,10 +241,13 @@ def summary(records: list[tuple[Row, Record]]) -> str:
     for row, record in records:
         (full,) = record.values(FULL)
         means = [statistics.mean(record.values(name) or [math.nan]) for name in SUMMARY]
-        tuned = next(form for form in record.forms if form.name == TUNED)
-        lost = f"{row.loss(full, means[SUMMARY.index(TUNED)]):.3g} {row.loss_text}"
+        # The newest int8 form: the fine-tuned one, where that was measured.
+        last = next(form for form in reversed(record.forms) if FLOAT_ACTIVATIONS not in form.name)
+        lost = ""
+        if record.values(TUNED):
+            lost = f"{row.loss(full, means[SUMMARY.index(TUNED)]):.3g} {row.loss_text}"
         allowed = "" if row.limit is None else f"{row.limit:g}"
-        ratios = [f"{whole / tuned.bytes:.2f}x" for whole in (record.fp32_bytes, record.fp16_bytes)]
+        ratios = [f"{whole / last.bytes:.2f}x" for whole in (record.fp32_bytes, record.fp16_bytes)]
         numbers = ["" if math.isnan(mean) else _number(mean) for mean in means]
         cells = [row.model, row.metric, *numbers, lost, allowed, ", ".join(ratios)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -252,16 +255,17 @@ def summary(records: list[tuple[Row, Record]]) -> str:
 
 
 def reached(row: Row, record: Record) -> bool:
-    """Whether the mean over seeds is within the row's limit; True for a row without one."""
+    """Whether the fine-tuned mean over seeds is measured and within the row's limit; True for a
+    row without one."""
     (full,) = record.values(FULL)
     tuned = [row.loss(full, value) for value in record.values(TUNED)]
-    return row.limit is None or statistics.mean(tuned) <= row.limit
+    return row.limit is None or (bool(tuned) and statistics.mean(tuned) <= row.limit)
 
 
 def _origin(row: Row, record: Record, full: float) -> str:
     """What was measured, how often, and whether it reaches the limit."""
     tuned = [row.loss(full, value) for value in record.values(TUNED)]
-    seeds = "1 seed" if len(tuned) == 1 else f"{len(tuned)} seeds, mean (least to most)"
+    seeds = "1 seed" if len(tuned) <= 1 else f"{len(tuned)} seeds, mean (least to most)"
     verdict = ""
     if row.limit is not None and tuned:
         lost = statistics.mean(tuned)

@@ -172,9 +172,11 @@ class ExportRun:
         with self.stage("ternarize", self.config.quantizer):
             teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None
             statuses = prepare(loaded.module, self.config)
-        if post_training.wanted(options):
+        if post_training.wanted(options, self.recipe):
             with self.stage("calibrate"):
-                self.refined = post_training.refine(loaded, options, self.stage.progress)
+                self.refined = post_training.refine(
+                    loaded, options, self.recipe, self.stage.progress
+                )
         if teacher is not None:
             with self.stage("fine-tune", f"{options.finetune_steps} steps"):
                 self.finetuned = _finetune_for_export(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bitnet_export.load import LoadedModel
     from bitnet_export.report.schema import Decision, LayerRow
     from bitnet_export.ternary.calibrate import CalibratedLayer
+    from bitnet_export.ternary.recipes import Recipe
     from bitnet_export.ternary.sensitivity import LayerSensitivity
 
 # Samples looked at. Sensitivity runs the model once a layer, calibration twice in all.
@@ -69,12 +70,14 @@ class PostTraining:
         return "kept", f"{why}; {self.target} stores no int8 layer"
 
 
-def refine(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> PostTraining:
-    """Measure, keep and calibrate a prepared module in place, as far as the options ask for it."""
+def refine(
+    loaded: LoadedModel, options: ExportOptions, recipe: Recipe, progress: Progress
+) -> PostTraining:
+    """Measure, keep and calibrate a prepared module in place, as far as options and recipe say."""
     from bitnet_export.report.schema import Decision
 
     done = PostTraining(target=options.target)
-    method, why = _method(options)
+    method, why = _method(options, recipe)
     if method != "none" and options.calibration is None:
         batch = sample_inputs(loaded, options, 1)
         if batch is loaded.example_inputs:
@@ -98,12 +101,12 @@ def refine(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> P
     return done
 
 
-def wanted(options: ExportOptions) -> bool:
+def wanted(options: ExportOptions, recipe: Recipe) -> bool:
     """Whether refine has anything to do or to say."""
     asked = (
         options.sensitivity or options.keep_budget is not None or options.calibration is not None
     )
-    return asked or _method(options)[0] != "none"
+    return asked or _method(options, recipe)[0] != "none"
 
 
 def refuse_onnx(options: ExportOptions) -> None:
@@ -124,7 +127,7 @@ def refuse_onnx(options: ExportOptions) -> None:
             )
 
 
-def _method(options: ExportOptions) -> tuple[str, str]:
+def _method(options: ExportOptions, recipe: Recipe) -> tuple[str, str]:
     """The calibration method and why. It needs real inputs: random ones would mislead it."""
     if options.calibration is not None:
         return options.calibration, "asked for"
@@ -132,7 +135,12 @@ def _method(options: ExportOptions) -> tuple[str, str]:
         return "none", "no --data with arrays to calibrate on"
     if options.finetune_steps:
         return "none", "training starts better from the model's own weights"
-    return "trits", f"on {CALIBRATION_SAMPLES} samples of {options.data}, quality sees them, too"
+    if recipe.calibration == "none":
+        return "none", f"the recipe {recipe.name} leaves it out"
+    return (
+        recipe.calibration,
+        f"on {CALIBRATION_SAMPLES} samples of {options.data}, quality sees them, too",
+    )
 
 
 def _measure(

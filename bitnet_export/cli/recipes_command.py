@@ -28,6 +28,7 @@ def command(as_json: bool) -> None:
         click.echo(f"  ternary    {_settings(recipe.ternary)}")
         click.echo(f"  fine-tune  {_settings(recipe.finetune)}")
         click.echo(f"  embeddings {recipe.embeddings}")
+        click.echo(f"  calibrate  {recipe.calibration}")
         click.echo(f"  source     {recipe.source}")
 
 
@@ -39,6 +40,7 @@ def _as_row(recipe: Recipe) -> dict[str, Any]:
         "ternary": dict(recipe.ternary),
         "finetune": dict(recipe.finetune),
         "embeddings": recipe.embeddings,
+        "calibration": recipe.calibration,
     }
 
 

@@ -13,6 +13,7 @@ import bitnet_export as be
 from bitnet_export import post_training
 from bitnet_export.errors import UsageError
 from bitnet_export.options import ExportOptions, FinetuneOptions
+from bitnet_export.ternary.recipes import RECIPES
 
 WIDTH, BUDGET = 64, 0.06
 
@@ -102,18 +103,21 @@ def test_data_means_calibration_and_it_brings_the_output_closer(export, plain):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "recipe", "expected"),
     [
-        ({}, False),
-        ({"data": Path("data.npz")}, True),
-        ({"data": Path("data.npz"), "calibration": "none", "finetune_steps": 3}, True),
-        ({"data": Path("data.npz"), "finetune_steps": 3}, False),
-        ({"calibration": "scale"}, True),
-        ({"keep_budget": 0.02}, True),
+        ({}, "encoder", False),
+        ({"data": Path("data.npz")}, "encoder", True),
+        ({"data": Path("data.npz")}, "embedding", False),
+        ({"data": Path("data.npz"), "calibration": "scale"}, "embedding", True),
+        ({"data": Path("data.npz"), "calibration": "none", "finetune_steps": 3}, "encoder", True),
+        ({"data": Path("data.npz"), "finetune_steps": 3}, "encoder", False),
+        ({"calibration": "scale"}, "encoder", True),
+        ({"keep_budget": 0.02}, "encoder", True),
     ],
 )
-def test_when_there_is_something_to_do_or_to_say(options, expected):
-    assert post_training.wanted(ExportOptions(model=Path("m.pt"), **options)) is expected
+def test_when_there_is_something_to_do_or_to_say(options, recipe, expected):
+    asked = ExportOptions(model=Path("m.pt"), **options)
+    assert post_training.wanted(asked, RECIPES[recipe]) is expected
 
 
 @pytest.mark.parametrize(

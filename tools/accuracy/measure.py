@@ -224,7 +224,9 @@ def _line(row: Row, record: Record, name: str, full: float) -> str:
     cpu = [form.cpu_seconds for form in forms if form.cpu_seconds is not None]
     took = ""
     if seconds:
-        took = f"{statistics.mean(seconds) / 60:.1f} min ({statistics.mean(cpu) / 60:.1f} of CPU)"
+        took = f"{statistics.mean(seconds) / 60:.1f} min"
+    if cpu:
+        took += f" ({statistics.mean(cpu) / 60:.1f} of CPU)"
     steps = f"{first.steps} of {first.batch}" if first.steps else ""
     size = f"{first.bytes / 1e6:.1f} MB"
     cells = [name, _number(mean) + spread, lost, size, *ratios, steps, took]

@@ -154,6 +154,12 @@ def test_fp16_may_change_the_dtype():
     assert not compare_arrays(a, a.astype(np.float16), tolerance_for("int8", layers=1))
 
 
+def test_a_deep_model_may_turn_its_vectors_further():
+    shallow, deep = (tolerance_for("int8", layers=n) for n in (1, 36))
+    assert (shallow.min_cosine, deep.min_cosine) == (0.995, 0.98)
+    assert deep.min_cosine < tolerance_for("int8", layers=12).min_cosine < shallow.min_cosine
+
+
 def test_tolerances_add_up_and_atol_replaces():
     both = tolerance_for("2bit", "embeddings-int8", layers=1)
     assert both.relative == pytest.approx(0.05)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 
 import click
 
+from bitnet_export.cli.interrupts import signals_raise
 from bitnet_export.errors import EXIT_INTERRUPTED, EXIT_STAGE_FAILED, BitnetExportError
 
 DEBUG_VARIABLE = "BITNET_EXPORT_DEBUG"
@@ -24,10 +24,9 @@ ISSUES = "please report it, with the command and what it printed"
 @contextmanager
 def exit_with_message() -> Iterator[None]:
     """Run a command; SystemExit with its exit code, whatever happens."""
-    # A CI job that is cancelled gets SIGTERM: clean up as for Ctrl-C, exit as the shell would.
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with signals_raise():
+            yield
     except click.ClickException as e:
         e.show()
         raise SystemExit(e.exit_code) from e
@@ -50,12 +49,6 @@ def exit_with_message() -> Iterator[None]:
             f"  -> this is a bug: {ISSUES}; {DEBUG_VARIABLE}=1 shows the traceback"
         )
         raise SystemExit(EXIT_STAGE_FAILED) from e
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def describe_system_error(error: OSError | MemoryError) -> str:

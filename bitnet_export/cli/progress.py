@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bitnet_export.cli import interrupts
 from bitnet_export.options import Progress, SilentProgress
 
 # A log gets a line at most this often within one stage.
@@ -23,11 +24,13 @@ class BarProgress:
         self._started = 0.0
 
     def stage(self, name: str, detail: str = "") -> None:
+        interrupts.check()
         self._finish()
         self._stage, self._started = name, time.monotonic()
         click.echo(f"{name}{f': {detail}' if detail else ''} ...", err=True)
 
     def update(self, done: int, total: int, detail: str = "") -> None:
+        interrupts.check()
         if not total:
             self._write(f"  {detail}")
             return
@@ -76,11 +79,13 @@ class LogProgress:
         self._started = self._last = 0.0
 
     def stage(self, name: str, detail: str = "") -> None:
+        interrupts.check()
         self._stage = name
         self._started = self._last = time.monotonic()
         click.echo(f"{name}{f': {detail}' if detail else ''}", err=True)
 
     def update(self, done: int, total: int, detail: str = "") -> None:
+        interrupts.check()
         now = time.monotonic()
         if not total or (now - self._last < LOG_SECONDS and done < total):
             return
@@ -101,6 +106,12 @@ class LogProgress:
 
 class QuietProgress(SilentProgress):
     """Warnings only."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        interrupts.check()
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        interrupts.check()
 
     def warn(self, text: str) -> None:
         click.echo(f"warning: {text}", err=True)

@@ -1,12 +1,14 @@
 """Whatever goes wrong: one message on stderr, the right exit code, no traceback."""
 
 import errno
+import signal
 
 import click
 import pytest
 
 from bitnet_export import errors
 from bitnet_export.cli.failures import DEBUG_VARIABLE, exit_with_message
+from bitnet_export.cli.progress import BarProgress, LogProgress, QuietProgress
 
 
 def fail_with(error, capsys):
@@ -65,3 +67,25 @@ def test_success_passes_through(capsys):
     with exit_with_message():
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("progress", [QuietProgress, LogProgress, BarProgress])
+def test_an_interrupt_that_a_library_swallows_ends_the_next_stage(progress, sent, code):
+    reached = []
+
+    def command():
+        shown = progress()
+        shown.stage("export")
+        try:
+            signal.raise_signal(sent)
+        except BaseException:
+            reached.append("swallowed")
+        shown.stage("verify")
+        reached.append("verify")
+
+    with pytest.raises(SystemExit) as exit_info, exit_with_message():
+        command()
+    assert exit_info.value.code == code
+    assert reached == ["swallowed"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

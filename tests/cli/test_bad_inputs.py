@@ -179,6 +179,8 @@ def test_interrupted(mlp_file, work, sent, code):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **ENVIRONMENT},
+        # As in a terminal: jobs that a shell starts in the background ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     printed = ""
     for line in process.stderr:

@@ -69,6 +69,15 @@ def test_success_passes_through(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.fixture
+def sigint_raises():
+    """As in a terminal: jobs that a shell starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_raises")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("progress", [QuietProgress, LogProgress, BarProgress])
 def test_an_interrupt_that_a_library_swallows_ends_the_next_stage(progress, sent, code):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitnet_export.convert_run import run_convert
     from bitnet_export.errors import BitnetExportError
+    from bitnet_export.finetune_run import run_finetune
     from bitnet_export.load import LoadedModel, save
     from bitnet_export.options import (
         BenchOptions,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         TernaryOptions,
         VerifyOptions,
     )
-    from bitnet_export.pipeline import run_bench, run_export, run_finetune, run_verify
+    from bitnet_export.pipeline import run_bench, run_export, run_verify
     from bitnet_export.targets.session import Session, load_session
     from bitnet_export.ternary import BitLinear, TernaryConfig, TernaryLinear
     from bitnet_export.ternary.distill import FinetuneConfig, finetune
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 _HOME = {
     "bitnet_export.convert_run": ("run_convert",),
     "bitnet_export.errors": ("BitnetExportError",),
+    "bitnet_export.finetune_run": ("run_finetune",),
     "bitnet_export.load": ("LoadedModel", "save"),
     "bitnet_export.options": (
         "BenchOptions",
@@ -50,7 +52,7 @@ _HOME = {
         "TernaryOptions",
         "VerifyOptions",
     ),
-    "bitnet_export.pipeline": ("run_bench", "run_export", "run_finetune", "run_verify"),
+    "bitnet_export.pipeline": ("run_bench", "run_export", "run_verify"),
     "bitnet_export.targets.session": ("Session", "load_session"),
     "bitnet_export.ternary": ("BitLinear", "TernaryConfig", "TernaryLinear"),
     "bitnet_export.ternary.distill": ("FinetuneConfig", "finetune"),

@@ -4,121 +4,27 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes
-from bitnet_export.errors import InputError, UsageError
-from bitnet_export.options import ExportOptions, FinetuneOptions, Progress
+from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes, subject
+from bitnet_export.errors import InputError
+from bitnet_export.finetune_run import finetune_for_export
+from bitnet_export.opening import load_model, ternary_config
+from bitnet_export.options import ExportOptions
+from bitnet_export.stages import Stages
 
 if TYPE_CHECKING:
     import onnx
 
     from bitnet_export.load import LoadedModel
-    from bitnet_export.report.schema import Decision, FinetuneBlock, LayerRow, Report, StageRow
+    from bitnet_export.report.schema import Decision, FinetuneBlock, LayerRow, Report
     from bitnet_export.targets import BuildJob, Lowered
-    from bitnet_export.ternary import LayerStatus, TernaryConfig
-    from bitnet_export.ternary.recipes import Recipe, Traits
-
-
-class Stages:
-    """Tells the progress display which stage runs, and keeps how long each took."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.rows: list[StageRow] = []
-
-    @contextmanager
-    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
-        from bitnet_export.report.schema import StageRow
-
-        self.progress.stage(name, detail)
-        started = time.perf_counter()
-        yield
-        self.rows.append(StageRow(name=name, seconds=time.perf_counter() - started))
-
-
-def load_model(options: ExportOptions | FinetuneOptions, progress: Progress) -> LoadedModel:
-    from bitnet_export.load import load
-
-    data = options.data
-    if data is not None and data.is_dir():
-        data = None  # a directory of text is for fine-tuning only
-    loaded = load(
-        options.model,
-        factory=options.factory,
-        input_specs=options.input_specs,
-        data=data,
-        trust_pickle=options.trust_pickle,
-    )
-    if isinstance(options, ExportOptions) and options.kv_cache:
-        loaded = _with_kv_cache(loaded, options, progress)
-    for note in loaded.notes:
-        progress.note(note)
-    return loaded
-
-
-def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> LoadedModel:
-    """A decoder with its cache as inputs; a file that finetune wrote has no cache in it, so its
-    weights go back into the decoder it was trained from."""
-    from bitnet_export.load.kv_cache import take_weights, with_kv_cache
-
-    if options.target not in ("onnx", "ort"):
-        raise UsageError(
-            f"--target {options.target} has no optimization profile for a growing cache",
-            where="--kv-cache",
-            fix="use --target onnx or ort, or leave the cache out",
-        )
-    found = history.read_history(options.model)
-    if found is None:
-        return with_kv_cache(loaded)
-    original = load_model(replace(options, model=found[0], kv_cache=False), progress)
-    take_weights(original, loaded)
-    return with_kv_cache(original)
-
-
-def pick_recipe(
-    options: ExportOptions | FinetuneOptions, loaded: LoadedModel, progress: Progress
-) -> tuple[Recipe, str]:
-    """The recipe asked for, else that the file was fine-tuned with, else what suits the model;
-    and why. Said as a note."""
-    from bitnet_export.ternary import recipes
-
-    trained = history.trained_recipe(options.model)
-    if options.ternary.recipe is not None:
-        recipe, reason = recipes.find(options.ternary.recipe), "asked for"
-    elif trained in recipes.RECIPES:
-        recipe, reason = recipes.RECIPES[trained], "the model was fine-tuned with it"
-    else:
-        recipe, reason = recipes.choose(_traits(loaded))
-    progress.note(f"recipe: {recipe.name} ({reason}); --recipe NAME chooses another")
-    return recipe, reason
-
-
-def ternary_config(
-    recipe: Recipe, options: ExportOptions | FinetuneOptions, loaded: LoadedModel
-) -> TernaryConfig:
-    """The recipe with the options over it. What a ternary checkpoint holds in floating point
-    stays so."""
-    config = recipe.config(**options.ternary.as_kwargs())
-    return replace(config, exclude=(*config.exclude, *loaded.float_layers))
-
-
-def _traits(loaded: LoadedModel) -> Traits:
-    from bitnet_export.ternary import recipes
-
-    if loaded.module is None:
-        assert loaded.onnx_path is not None
-        return recipes.traits_of_onnx(onnx_io.read_model(loaded.onnx_path))
-    return recipes.traits_of(
-        loaded.module, loaded.example_inputs, loaded.hf_config, loaded.output_names
-    )
+    from bitnet_export.ternary import LayerStatus
+    from bitnet_export.ternary.recipes import Recipe
 
 
 class ExportRun:
@@ -148,8 +54,8 @@ class ExportRun:
         else:
             model = self._ternarize_module()
         onnx_io.write_model(model, self.out / manifest.TERNARY)
-        arrays: dict[str, Any] = dict(assess.input_arrays(self.loaded))
-        np.savez(self.out / assess.INPUTS, **arrays)
+        arrays: dict[str, Any] = dict(subject.input_arrays(self.loaded))
+        np.savez(self.out / subject.INPUTS, **arrays)
         ternary = [row for row in self.layers if row.status == "ternary"]
         if not ternary:
             reasons = "; ".join(f"{r.name}: {r.reason}" for r in self.layers[:5])
@@ -179,7 +85,7 @@ class ExportRun:
                 )
         if teacher is not None:
             with self.stage("fine-tune", f"{options.finetune_steps} steps"):
-                self.finetuned = _finetune_for_export(
+                self.finetuned = finetune_for_export(
                     loaded, teacher, self.recipe, options, self.stage.progress
                 )
         if self.finetuned is not None:
@@ -262,7 +168,7 @@ class ExportRun:
         self.pass_results += results
         made = {name: how for result in results for name, how in result.ternarized.items()}
         kept = {s.where: s.reason for r in results[-3:-1] for s in r.skipped if s.where not in made}
-        names = assess.ternary_layer_names(ternary)
+        names = subject.ternary_layer_names(ternary)
         self.layers = [
             LayerRow(name=n, status="ternary", reason=made.get(n, "a TernaryMatMul already"))
             for n in names
@@ -297,7 +203,7 @@ class ExportRun:
             directory=self.out,
             options=options,
             lowered=lowered,
-            inputs=assess.describe_graph(lowered.model, self.loaded)[0],
+            inputs=subject.describe_graph(lowered.model, self.loaded)[0],
             opt=opt_sizes,
             low=asked["min"],
             high=asked["max"],
@@ -313,7 +219,7 @@ class ExportRun:
         from bitnet_export import env
 
         loaded, options = self.loaded, self.options
-        inputs, outputs = assess.describe_graph(lowered.model, loaded)
+        inputs, outputs = subject.describe_graph(lowered.model, loaded)
         record = manifest.Manifest(
             name=loaded.name,
             target=options.target,
@@ -335,7 +241,7 @@ class ExportRun:
     def assess(self, lowered: Lowered, runs_here: bool) -> Report:
         """Verify, measure and judge; write the report beside the model."""
         options, loaded = self.options, self.loaded
-        subject = assess.Subject(
+        made = subject.Subject(
             directory=self.out,
             record=manifest.read_manifest(self.out),
             module=loaded.module,
@@ -343,22 +249,22 @@ class ExportRun:
             threads=options.threads,
             seed=options.seed,
         )
-        report = assess.new_report(subject, self.config, list(self.layers))
+        report = assess.new_report(made, self.config, list(self.layers))
         report.finetune = self.finetuned
         report.decisions += [self._recipe_row(), *self.refined.decisions]
         assess.add_passes(report, [*self.pass_results, *lowered.passes], lowered.decisions)
         if options.verify:
             with self.stage("verify"):
                 sizes = shapes.verify_shapes(loaded, options)
-                assess.verify(report, subject, sizes, options.gates.atol, options.per_layer)
+                assess.verify(report, made, sizes, options.gates.atol, options.per_layer)
             with self.stage("quality"):
                 assess.measure_quality(
-                    report, subject, options.metric, options.metric_data or options.data
+                    report, made, options.metric, options.metric_data or options.data
                 )
-        assess.measure_sizes(report, subject)
+        assess.measure_sizes(report, made)
         if options.bench and runs_here:
             with self.stage("bench"):
-                assess.bench(report, subject, on_case=lambda c: self.stage.progress.update(0, 0, c))
+                assess.bench(report, made, on_case=lambda c: self.stage.progress.update(0, 0, c))
         report.warnings += self._warnings(report)
         for text in report.warnings:
             self.stage.progress.warn(text)
@@ -394,68 +300,3 @@ def _layer_row(status: LayerStatus) -> LayerRow:
 
 def drop_intermediate(out: Path) -> None:
     shutil.rmtree(out / manifest.INTERMEDIATE, ignore_errors=True)
-
-
-def _finetune_for_export(
-    loaded: LoadedModel,
-    teacher: Any,
-    recipe: Recipe,
-    options: ExportOptions,
-    progress: Progress,
-) -> FinetuneBlock:
-    """--finetune-steps: train the prepared module in place, on --data."""
-    from bitnet_export.ternary.distill import finetune
-
-    if options.data is None:
-        raise UsageError(
-            "needs data to train on",
-            where="--finetune-steps",
-            fix="pass --data FILE.npz with arrays named like the model's inputs",
-        )
-    assert loaded.module is not None
-    config = recipe.finetune_config(steps=options.finetune_steps, seed=options.seed)
-    check_batch(loaded, config.batch_size)
-    result = finetune(loaded.module, teacher, options.data, config, progress=on_step(progress))
-    return history.finetune_block(result, config)
-
-
-def check_batch(loaded: LoadedModel, size: int) -> None:
-    """Raise UsageError where the batch is fixed and the model cannot take ``size`` samples."""
-    import torch
-
-    from bitnet_export.ternary.calling import call
-
-    fixed = loaded.fixed_batch
-    if fixed is None or fixed == size:
-        return
-    assert loaded.module is not None
-    device = next(loaded.module.parameters()).device
-    twice = {
-        name: torch.cat([tensor, tensor]).to(device) if tensor.dim() else tensor.to(device)
-        for name, tensor in loaded.example_inputs.items()
-    }
-    try:
-        with torch.no_grad():
-            call(loaded.module, twice)
-    except Exception as error:  # whatever a model of fixed shapes raises
-        fix = "save it with a dynamic batch axis (dynamic_shapes of bitnet_export.save)"
-        raise UsageError(
-            f"its batch is fixed at {fixed}; it cannot be trained with {size} samples a step",
-            where=str(loaded.source),
-            fix=fix + (", or finetune it with --batch-size 1" if fixed == 1 else ""),
-        ) from error
-
-
-def own_tokenizer(model: Path) -> Path | None:
-    """The tokenizer that lies in a Hugging Face model directory."""
-    return model if (model / "tokenizer.json").is_file() else None
-
-
-def on_step(progress: Progress) -> Any:
-    def tell(step: Any) -> None:
-        detail = f"loss {step.loss:.4g}"
-        if step.evaluation:
-            detail += f", held out {step.evaluation['loss']:.4g}"
-        progress.update(step.step, step.steps, detail)
-
-    return tell

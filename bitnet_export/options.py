@@ -263,8 +263,8 @@ class VerifyOptions:
     """Check a directory that an export wrote, again and on this machine.
 
     reference: the full-precision model (anything load() takes) for the quality comparison, with
-    its factory, input_specs and trust_pickle as in ModelOptions; None: only what the directory
-    holds is compared. data: inputs to run on, None: the report's own random ones.
+    its factory, input_specs and trust_pickle as in ModelOptions; None: the one the export kept in
+    the directory. data: inputs to judge quality on, None: the report's own random ones.
     """
 
     directory: Path

@@ -7,38 +7,30 @@ checked and measured is in assess.py.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bitnet_export import assess, compress, history, manifest, onnx_io, shapes
-from bitnet_export.errors import InputError, MissingRequirement, UsageError
-from bitnet_export.export_run import (
-    ExportRun,
-    Stages,
-    check_batch,
-    drop_intermediate,
-    load_model,
-    on_step,
-    own_tokenizer,
-    pick_recipe,
-    ternary_config,
-)
+from bitnet_export import assess, compress, manifest, onnx_io, shapes
+from bitnet_export.errors import MissingRequirement, UsageError
+from bitnet_export.export_run import ExportRun, drop_intermediate
+from bitnet_export.opening import load_model, pick_recipe, reference_onnx
 from bitnet_export.options import (
     BenchOptions,
     ExportOptions,
-    FinetuneOptions,
     Progress,
     SilentProgress,
     VerifyOptions,
 )
 from bitnet_export.output_dir import check_replaceable, staged
+from bitnet_export.stages import Stages
+from bitnet_export.subject import open_directory, shapes_of
 from bitnet_export.targets.session import cpu_advice
 
 if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
-    from bitnet_export.ternary.parallel import Group
+    from bitnet_export.targets import Target
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> Report:
@@ -48,16 +40,34 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
     Raises BitnetExportError subclasses; MissingRequirement after writing what could be made.
     """
     from bitnet_export import targets
-    from bitnet_export.passes.base import check_skippable
     from bitnet_export.targets import trt_triton
-    from bitnet_export.targets.trt_environment import engine_runs_here
 
-    progress = progress or SilentProgress()
-    stage = Stages(progress)
-    directory = options.directory
-    check_replaceable(directory, options.overwrite)
-    check_skippable(options.skip_passes)
+    stage = Stages(progress or SilentProgress())
     target = targets.target_for(options.target)
+    _check_options(options, target)
+    with stage("load", str(options.model)):
+        loaded = load_model(options, stage.progress)
+        recipe = pick_recipe(options, loaded, stage.progress)
+        options = replace(options, embeddings=options.embeddings or recipe[0].embeddings)
+        opt_sizes = shapes.opt_sizes(loaded, options)
+        if options.target in ("trt", "trt-rtx"):
+            shapes.check_profile(loaded, options, opt_sizes)
+    if options.triton is not None:
+        trt_triton.check_repository(options.triton, loaded.name, options.overwrite)
+    with staged(options.directory, options.overwrite) as out:
+        work = ExportRun(out, options, loaded, stage, recipe)
+        report, missing = _write_directory(work, target, opt_sizes)
+    if missing is not None:
+        raise missing
+    return report
+
+
+def _check_options(options: ExportOptions, target: Target) -> None:
+    """What can be refused before the model is read."""
+    from bitnet_export.passes.base import check_skippable
+
+    check_replaceable(options.directory, options.overwrite)
+    check_skippable(options.skip_passes)
     target.check_options(options)
     if options.compress and options.target not in ("onnx", "ort"):
         raise UsageError(
@@ -65,134 +75,44 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
             where=f"--compress --target {options.target}",
             fix="leave --compress out; targets onnx and ort have it",
         )
-    with stage("load", str(options.model)):
-        loaded = load_model(options, progress)
-        recipe = pick_recipe(options, loaded, progress)
-        options = replace(options, embeddings=options.embeddings or recipe[0].embeddings)
-        opt_sizes = shapes.opt_sizes(loaded, options)
-        if options.target in ("trt", "trt-rtx"):
-            shapes.check_profile(loaded, options, opt_sizes)
+
+
+def _write_directory(
+    work: ExportRun, target: Target, opt_sizes: dict[str, int]
+) -> tuple[Report, MissingRequirement | None]:
+    """Everything the directory holds; and what was missing to build the target's engine, if
+    something was: the rest is kept then."""
+    from bitnet_export.targets import trt_triton
+    from bitnet_export.targets.trt_environment import engine_runs_here
+
+    options, stage, missing = work.options, work.stage, None
+    ternary_model = work.make_ternary()
+    with stage("lower", options.target):
+        lowered = target.lower(
+            ternary_model, options, opt_sizes, on_pass=lambda p: stage.progress.update(0, 0, p)
+        )
+        work.store_kept(lowered)
+        onnx_io.write_model(lowered.model, work.out / manifest.MODEL)
+        onnx_io.check_model(lowered.model, manifest.MODEL)
+    for decision in lowered.decisions:
+        stage.progress.note(f"{decision.name}: {decision.choice} ({decision.reason})")
+    job = work.build_job(lowered, opt_sizes)
+    if target.builds:
+        try:
+            with stage("build", options.target):
+                target.build(job)
+        except MissingRequirement as error:
+            missing = error
     if options.triton is not None:
-        trt_triton.check_repository(options.triton, loaded.name, options.overwrite)
-    missing: MissingRequirement | None = None
-    with staged(directory, options.overwrite) as out:
-        work = ExportRun(out, options, loaded, stage, recipe)
-        ternary_model = work.make_ternary()
-        with stage("lower", options.target):
-            lowered = target.lower(
-                ternary_model, options, opt_sizes, on_pass=lambda name: progress.update(0, 0, name)
-            )
-            work.store_kept(lowered)
-            onnx_io.write_model(lowered.model, out / manifest.MODEL)
-            onnx_io.check_model(lowered.model, manifest.MODEL)
-        for decision in lowered.decisions:
-            progress.note(f"{decision.name}: {decision.choice} ({decision.reason})")
-        job = work.build_job(lowered, opt_sizes)
-        if target.builds:
-            try:
-                with stage("build", options.target):
-                    target.build(job)
-            except MissingRequirement as error:
-                missing = error  # what was made is kept; said at the end
-        if options.triton is not None:
-            trt_triton.write_repository(job, loaded.name)
-        if options.compress:
-            with stage("compress", "zstd"):
-                compress.compress_model(out / manifest.MODEL)
-        work.write_manifest(lowered, opt_sizes, job.environment)
-        report = work.assess(lowered, target.runs_on_cpu or engine_runs_here(job.environment))
-        if not options.keep_intermediate:
-            drop_intermediate(out)
-    if missing is not None:
-        raise missing
-    return report
-
-
-def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> Path:
-    """Model file + data -> a ternary model file (torch.export program), the teacher's own weights
-    made ternary and trained to answer as it does. Returns the file; its weights are exactly
-    {-s, 0, +s}, which ``export`` recognises and keeps.
-
-    Processes that torchrun or accelerate started share the work; rank 0 writes the file.
-    """
-    from bitnet_export.ternary.parallel import joined
-
-    with joined(options.device) as group:
-        return _finetune_together(options, progress or SilentProgress(), group)
-
-
-def _finetune_together(options: FinetuneOptions, progress: Progress, group: Group) -> Path:
-    import torch
-
-    from bitnet_export.load import save
-    from bitnet_export.ternary import convert, prepare, to_linear
-    from bitnet_export.ternary.distill import finetune
-
-    stage = Stages(progress)
-    output = options.file
-    if options.data is None:
-        raise UsageError(
-            "fine-tuning needs data",
-            where="finetune",
-            fix="pass --data FILE.npz, a safetensors file, or a directory of text with --tokenizer",
-        )
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    with stage("load", str(options.model)):
-        loaded = load_model(options, progress)
-    if loaded.module is None:
-        raise InputError(
-            "an ONNX file cannot be trained",
-            where=str(options.model),
-            fix="fine-tune the PyTorch model it came from (bitnet_export.save writes it)",
-        )
-    recipe, _ = pick_recipe(options, loaded, progress)
-    ternary = ternary_config(recipe, options, loaded)
-    with stage("ternarize", ternary.quantizer):
-        teacher = copy.deepcopy(loaded.module).to(options.device)
-        prepare(loaded.module, ternary)
-        loaded.module.to(options.device)
-    config = recipe.finetune_config(
-        steps=options.steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        temperature=options.temperature,
-        labels=options.labels,
-        eval_every=options.eval_every,
-        checkpoint_dir=options.checkpoint_dir,
-        resume=options.resume,
-        patience=options.patience,
-        accumulate=options.accumulate,
-        recompute=options.recompute,
-        parallel=options.parallel,
-        bf16=options.bf16 or None,
-        max_length=options.max_length,
-        seed=options.seed,
-    )
-    check_batch(loaded, config.batch_size)
-    with stage("fine-tune", f"{config.steps} steps"):
-        result = finetune(
-            loaded.module,
-            teacher,
-            options.data,
-            config,
-            eval_data=options.eval_data,
-            tokenizer=options.tokenizer or own_tokenizer(options.model),
-            progress=on_step(progress),
-        )
-    for text in result.missing:
-        progress.note(f"not in the loss: {text}")
-    if not group.leads:
-        return output
-    with stage("save", str(output)):
-        convert(loaded.module.cpu())
-        to_linear(loaded.module)
-        save(loaded.module, output, loaded.example_inputs, assess.named_axes(loaded))
-    best = result.best
-    progress.note(f"held-out loss {best['loss']:.4g} at step {int(best['step'])}")
-    block = history.finetune_block(result, config)
-    history.write_history(output, options.model, ternary.activation_bits, block, recipe.name)
-    return output
+        trt_triton.write_repository(job, work.loaded.name)
+    if options.compress:
+        with stage("compress", "zstd"):
+            compress.compress_model(work.out / manifest.MODEL)
+    work.write_manifest(lowered, opt_sizes, job.environment)
+    report = work.assess(lowered, target.runs_on_cpu or engine_runs_here(job.environment))
+    if not options.keep_intermediate:
+        drop_intermediate(work.out)
+    return report, missing
 
 
 def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Report:
@@ -202,14 +122,20 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
     """
     stage = Stages(progress or SilentProgress())
     with stage("load", str(options.directory)):
-        subject = assess.open_directory(options)
+        subject = open_directory(options)
     report = assess.previous_report(subject)
     with stage("verify"):
         report.parity, report.warnings = [], []
-        sizes = assess.shapes_of(subject)
+        sizes = shapes_of(subject)
         assess.verify(report, subject, sizes, options.gates.atol, options.per_layer)
-    with stage("quality"):
-        assess.measure_quality(report, subject, options.metric, options.metric_data or options.data)
+    data = options.metric_data or options.data
+    with stage("quality"), TemporaryDirectory(prefix="bitnet-export-") as folder:
+        reference = None
+        if options.reference is not None:
+            reference = Path(folder) / "reference.onnx"
+            model = reference_onnx(options, subject.record, stage.progress)
+            onnx_io.write_model(model, reference)
+        assess.measure_quality(report, subject, options.metric, data, reference)
     assess.measure_sizes(report, subject)
     report.stages = list(stage.rows)
     report = assess.judge(report, options.gates, parity=True)
@@ -221,7 +147,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report
     """Time a directory that an export wrote against full precision; rewrite its report."""
     stage = Stages(progress or SilentProgress())
     with stage("load", str(options.directory)):
-        subject = assess.open_directory(options)
+        subject = open_directory(options)
     report = assess.previous_report(subject)
     with stage("bench"):
         report.speed = []

@@ -168,7 +168,7 @@ def command(**values: Any) -> None:
     leads = os.environ.get("RANK", "0") == "0"  # torchrun's; the others keep quiet
     progress = make_progress(quiet) if leads else options.SilentProgress()
     try:
-        from bitnet_export.pipeline import run_finetune
+        from bitnet_export.finetune_run import run_finetune
 
         written = run_finetune(run, progress)
     finally:

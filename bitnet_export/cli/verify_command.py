@@ -22,15 +22,16 @@ CHECKS = "Checks"
     group=CHECKS,
     type=shared.FILE,
     metavar="MODEL",
-    help="The full-precision model, to measure quality against it.",
+    help="Full-precision model to measure quality against, read as export reads it. "
+    "[default: the one the export kept in DIRECTORY]",
 )
-@shared.model_options("npz or safetensors with inputs to run on.")
+@shared.model_options("npz or safetensors with inputs to measure quality on.")
 @shared.metric_options(CHECKS)
 @shared.gate_options()
 @shared.run_options()
 def command(**values: Any) -> int:
-    """Check DIRECTORY, which an export wrote: hashes, versions, parity and, with --reference or
-    --metric, quality."""
+    """Check DIRECTORY, which an export wrote: hashes, versions, parity, and quality
+    against full precision."""
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     run = options.VerifyOptions(gates=shared.take_gates(values), **values)
     progress = make_progress(quiet)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bitnet_export.errors import EXIT_GATE_FAILED, EXIT_MISSING_REQUIREMENT
+from bitnet_export.errors import EXIT_GATE_FAILED, EXIT_MISSING_REQUIREMENT, EXIT_USAGE
 from tests.cli.conftest import run
 
 
@@ -131,6 +131,39 @@ def test_verify(exported):
     done = run("verify", exported[1], "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"]
+
+
+def quality_of(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["quality"]["value"]
+
+
+def test_verify_against_a_reference(exported, mlp_file, tmp_path):
+    """The model given counts, not the one kept in the directory."""
+    import torch
+    from torch import nn
+
+    import bitnet_export as be
+
+    directory = exported[1]
+    kept = quality_of(run("verify", directory, "--json"))
+    same = quality_of(run("verify", directory, "--reference", mlp_file, "--json"))
+    assert same == pytest.approx(kept, abs=1e-6)
+    torch.manual_seed(5)
+    batch = {0: "batch"}
+    other, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), torch.randn(4, 64)
+    other_file = be.save(other, tmp_path / "other.pt", {"input": x}, {"input": batch})
+    assert quality_of(run("verify", directory, "--reference", other_file, "--json")) < kept - 0.1
+
+    class Renamed(nn.Linear):
+        def forward(self, features):
+            return super().forward(features)
+
+    wrong_file = be.save(Renamed(64, 10), tmp_path / "wrong.pt", {"features": x})
+    refused = run("verify", directory, "--reference", wrong_file)
+    assert refused.returncode == EXIT_USAGE, refused.stderr
+    assert "input features" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_bench(exported):

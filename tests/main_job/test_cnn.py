@@ -8,10 +8,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from bitnet_export import op
+from bitnet_export.finetune_run import run_finetune
 from bitnet_export.load import save
 from bitnet_export.options import FinetuneOptions
 from bitnet_export.passes.pack_convolutions import channel_trits
-from bitnet_export.pipeline import run_finetune
 from tests.main_job.checks import check_report, check_session, only_stock_operators, operators
 
 METRIC = "tests.main_job.models:accuracy"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bitnet_export import op
+from bitnet_export.finetune_run import run_finetune
 from bitnet_export.options import FinetuneOptions
-from bitnet_export.pipeline import run_finetune
 from bitnet_export.targets import load_session
 from tests.main_job import models
 from tests.main_job.checks import (

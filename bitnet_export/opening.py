@@ -1,0 +1,150 @@
+"""What every run begins with: the model read as its options say, and the recipe for it.
+
+Reading files is load/'s work, what recipes there are ternary/recipes.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitnet_export import history, onnx_io
+from bitnet_export.errors import InputError, UsageError
+from bitnet_export.options import (
+    ExportOptions,
+    FinetuneOptions,
+    ModelOptions,
+    Progress,
+    VerifyOptions,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from bitnet_export.load import LoadedModel
+    from bitnet_export.manifest import Manifest
+    from bitnet_export.ternary import TernaryConfig
+    from bitnet_export.ternary.recipes import Recipe, Traits
+
+
+def load_model(options: ModelOptions, progress: Progress) -> LoadedModel:
+    """What load() makes of the model the options name; its notes are told."""
+    from bitnet_export.load import load
+
+    data = options.data
+    if data is not None and data.is_dir():
+        data = None  # a directory of text is for fine-tuning only
+    loaded = load(
+        options.model,
+        factory=options.factory,
+        input_specs=options.input_specs,
+        data=data,
+        trust_pickle=options.trust_pickle,
+    )
+    if isinstance(options, ExportOptions) and options.kv_cache:
+        loaded = _with_kv_cache(loaded, options, progress)
+    for note in loaded.notes:
+        progress.note(note)
+    return loaded
+
+
+def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> LoadedModel:
+    """A decoder with its cache as inputs; a file that finetune wrote has no cache in it, so its
+    weights go back into the decoder it was trained from."""
+    from bitnet_export.load.kv_cache import take_weights, with_kv_cache
+
+    if options.target not in ("onnx", "ort"):
+        raise UsageError(
+            f"--target {options.target} has no optimization profile for a growing cache",
+            where="--kv-cache",
+            fix="use --target onnx or ort, or leave the cache out",
+        )
+    found = history.read_history(options.model)
+    if found is None:
+        return with_kv_cache(loaded)
+    original = load_model(replace(options, model=found[0], kv_cache=False), progress)
+    take_weights(original, loaded)
+    return with_kv_cache(original)
+
+
+def reference_onnx(options: VerifyOptions, record: Manifest, progress: Progress) -> onnx.ModelProto:
+    """The model of --reference as ONNX, its inputs and outputs those of the directory's record.
+
+    Raises InputError naming an input or output that one of the two lacks.
+    """
+    from bitnet_export.export import export_module
+
+    assert options.reference is not None
+    source = ModelOptions(
+        model=options.reference,
+        factory=options.factory,
+        input_specs=options.input_specs,
+        trust_pickle=options.trust_pickle,
+    )
+    loaded = load_model(source, progress)
+    if loaded.module is None:
+        assert loaded.onnx_path is not None
+        model = onnx_io.read_model(loaded.onnx_path)
+    else:
+        model = export_module(
+            loaded.module,
+            loaded.example_inputs,
+            loaded.dynamic_axes,
+            axis_limits=loaded.axis_limits,
+            output_names=loaded.output_names,
+        )
+    unknown = {value.name for value in model.graph.input} - record.inputs.keys()
+    missing = set(record.outputs) - {value.name for value in model.graph.output}
+    if unknown or missing:
+        different = [f"input {name}" for name in sorted(unknown)]
+        different += [f"no output {name}" for name in sorted(missing)]
+        raise InputError(
+            f"is not the model the directory was made from: it has {', '.join(different)}",
+            where=str(options.reference),
+            fix=f"the directory was exported from {record.model['source']}",
+        )
+    return model
+
+
+def pick_recipe(
+    options: ExportOptions | FinetuneOptions, loaded: LoadedModel, progress: Progress
+) -> tuple[Recipe, str]:
+    """The recipe asked for, else that the file was fine-tuned with, else what suits the model;
+    and why. Said as a note."""
+    from bitnet_export.ternary import recipes
+
+    trained = history.trained_recipe(options.model)
+    if options.ternary.recipe is not None:
+        recipe, reason = recipes.find(options.ternary.recipe), "asked for"
+    elif trained in recipes.RECIPES:
+        recipe, reason = recipes.RECIPES[trained], "the model was fine-tuned with it"
+    else:
+        recipe, reason = recipes.choose(_traits(loaded))
+    progress.note(f"recipe: {recipe.name} ({reason}); --recipe NAME chooses another")
+    return recipe, reason
+
+
+def ternary_config(
+    recipe: Recipe, options: ExportOptions | FinetuneOptions, loaded: LoadedModel
+) -> TernaryConfig:
+    """The recipe with the options over it. What a ternary checkpoint holds in floating point
+    stays so."""
+    config = recipe.config(**options.ternary.as_kwargs())
+    return replace(config, exclude=(*config.exclude, *loaded.float_layers))
+
+
+def _traits(loaded: LoadedModel) -> Traits:
+    from bitnet_export.ternary import recipes
+
+    if loaded.module is None:
+        assert loaded.onnx_path is not None
+        return recipes.traits_of_onnx(onnx_io.read_model(loaded.onnx_path))
+    return recipes.traits_of(
+        loaded.module, loaded.example_inputs, loaded.hf_config, loaded.output_names
+    )
+
+
+def own_tokenizer(model: Path) -> Path | None:
+    """The tokenizer that lies in a Hugging Face model directory."""
+    return model if (model / "tokenizer.json").is_file() else None

@@ -56,8 +56,8 @@ def calibrate(
     inputs: one batch by name, the samples to look at; 64 to 256 sentences are enough. method:
     "scale" chooses thresholds and scales, "trits" also each weight in view of the others,
     "none" does nothing. on_layer(done, total, name) is told after each. Left as they are: layers
-    whose weights were ternary from the start, layers that share their parameters with one in
-    floating point, layers the run does not reach, convolutions.
+    whose weights were ternary from the start, layers that share their parameters with
+    another module, layers the run does not reach, convolutions.
 
     Biases move by the mean of the error. The float weights change so that the quantizer gives
     the chosen trits: training goes on from there.
@@ -80,9 +80,15 @@ def calibrate(
 
 
 def _held_by_others(model: nn.Module) -> set[int]:
-    """ids of the parameters that modules which are not ternary compute with."""
-    others = [m for m in model.modules() if not isinstance(m, BitLayer)]
-    return {id(p) for m in others for p in m.parameters(recurse=False)}
+    """ids of the parameters that modules which are not ternary compute with, and of those that
+    several modules do: what suits one layer would be done to the other."""
+    held: set[int] = set()
+    seen: set[int] = set()
+    for module in model.modules():
+        own = {id(p) for p in module.parameters(recurse=False)}
+        held |= own & seen if isinstance(module, BitLayer) else own
+        seen |= own
+    return held
 
 
 def dense_forwards(model: nn.Module) -> dict[str, Callable[..., Any]]:

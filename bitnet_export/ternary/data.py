@@ -124,10 +124,12 @@ class Batches:
     fixed: keep the composition of the batches over epochs and permute only their order, so that
     what was computed for a batch can be used again. device: where batches are put. trim: cut the
     padding that all samples of a batch have at their end (for models of any length only).
+    drop_last: in_order leaves a smaller last batch out (for models of a fixed batch).
     """
 
     device = torch.device("cpu")
     trim = False
+    drop_last = False
 
     def __init__(
         self,
@@ -156,9 +158,11 @@ class Batches:
 
     def in_order(self) -> list[Tensor]:
         """All samples once, for evaluation, by length where known; the last may be smaller."""
+        order = torch.arange(len(self.samples))
         if self.lengths is not None:
-            return list(torch.tensor(self.lengths).argsort(stable=True).split(self.batch_size))
-        return list(torch.arange(len(self.samples)).split(self.batch_size))
+            order = torch.tensor(self.lengths).argsort(stable=True)
+        parts = list(order.split(self.batch_size))
+        return parts[:-1] if self.drop_last and len(parts[-1]) < self.batch_size else parts
 
     def collate(self, indices: Tensor) -> Batch:
         """Samples -> one batch, shorter 1-D samples padded with 0 at the end."""

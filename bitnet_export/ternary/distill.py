@@ -107,6 +107,7 @@ class _Run:
         for source in (self.batches, batches):
             source.device = device
             source.trim = _takes_any_length(teacher, source, config)
+        batches.drop_last = not _takes_remainder(teacher, batches, config)
         first = self.batches.collate(self.batches.indices(0)[:PLAN_SAMPLES])
         plan = settle(student, teacher, first, config)
         bf16 = config.bf16
@@ -213,9 +214,10 @@ class _Run:
         left_out = {"checkpoint_dir", "checkpoint_every", "resume", "eval_every", "patience"}
         # How the work is shared out changes nothing but rounding.
         left_out |= {"parallel", "accumulate", "recompute"}
-        left_out |= {"teacher_cache_mb"} if self.config.teacher_cache_mb == 0 else set()
+        left_out |= {"teacher_cache_mb"}  # only whether there is one decides what batches are
         settings = {k: v for k, v in asdict(self.config).items() if k not in left_out}
-        return {**settings, "bf16": self.result.bf16, "samples": len(self.batches.samples)}
+        settings |= {"teacher_cache": self.batches.fixed, "bf16": self.result.bf16}
+        return {**settings, "samples": len(self.batches.samples)}
 
     def _save(self, directory: Path, step: int) -> None:
         here = self.group.leads
@@ -300,6 +302,19 @@ def _takes_any_length(teacher: nn.Module, source: Batches, config: FinetuneConfi
     long, cut = answers
     close = 1e-3 * float(long.abs().max())
     return long.shape == cut.shape and torch.allclose(long, cut, rtol=1e-2, atol=close)
+
+
+def _takes_remainder(teacher: nn.Module, held_out: Batches, config: FinetuneConfig) -> bool:
+    """Whether the model, whose batch may be fixed, answers a smaller last batch."""
+    last = held_out.in_order()[-1]
+    if len(last) == held_out.batch_size:
+        return True
+    try:
+        with torch.no_grad():
+            call(teacher, without_labels(held_out.collate(last), config))
+    except Exception:  # whatever a model of fixed shapes raises
+        return False
+    return True
 
 
 def _due(done: int, every: int, steps: int) -> bool:

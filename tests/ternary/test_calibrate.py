@@ -261,3 +261,12 @@ def test_a_weight_that_a_layer_in_floating_point_reads_too_stays():
     prepare(model, TernaryConfig(keep_head=False, exclude=("3",)))
     assert [row.name for row in calibrate(model, {"input": torch.randn(80, 32)})] == ["2"]
     assert torch.equal(model[3].weight, before)
+
+
+def test_layers_that_share_a_bias_keep_it():
+    model = nn.Sequential(nn.Linear(K, K), nn.ReLU(), nn.Linear(K, K), nn.ReLU(), nn.Linear(K, K))
+    model[2].bias = model[0].bias
+    bias = model[0].bias.detach().clone()
+    prepare(model, TernaryConfig(keep_head=False))
+    assert [row.name for row in calibrate(model, {"input": correlated_inputs()})] == ["4"]
+    assert torch.equal(model[0].bias, bias)

@@ -116,6 +116,9 @@ def test_resume_refuses_another_runs_checkpoint_and_an_empty_directory(tmp_path)
         finetune(
             student, teacher, _data(), FinetuneConfig(steps=5, batch_size=8, resume=True, **kept)
         )
+    config = FinetuneConfig(steps=5, teacher_cache_mb=64, resume=True, **kept)
+    with pytest.raises(UsageError, match="teacher_cache=False"):
+        finetune(student, teacher, _data(), config)
     newest = next(tmp_path.iterdir())
     torch.save({"step": 5, "student": {}}, newest)
     with pytest.raises(UsageError, match="another version"):

@@ -115,6 +115,23 @@ def test_a_model_of_one_length_keeps_its_padding():
     assert len(result.history) == parallel_runs.STEPS
 
 
+class OfFixedBatch(nn.Sequential):
+    """Takes eight samples and no other number, as a program exported without a batch axis does."""
+
+    def forward(self, input):
+        assert len(input) == 8
+        return super().forward(input)
+
+
+def test_a_model_of_a_fixed_batch_is_judged_on_whole_batches():
+    teacher = OfFixedBatch(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 5))
+    student = copy.deepcopy(teacher)
+    prepare(student)
+    inputs = {"input": np.random.default_rng(0).normal(size=(110, 32)).astype(np.float32)}
+    result = finetune(student, teacher, inputs, FinetuneConfig(steps=2, batch_size=8))
+    assert len(result.evaluations) == 2  # on 8 of the 11 held-out samples
+
+
 def test_batches_of_arrays_hold_samples_of_similar_length():
     samples, held_out = split(as_samples(parallel_runs.data()))
     batches = Batches(samples, 8)

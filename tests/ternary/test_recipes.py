@@ -65,6 +65,11 @@ class Classifier(Encoder):
         return {"logits": self.hidden(ids).mean(1)[:, :8]}
 
 
+class ClassNumbers(Encoder):
+    def forward(self, ids):
+        return self.hidden(ids).mean(1).argmax(-1)
+
+
 IDS = {"ids": torch.arange(8).reshape(2, 4)}
 IMAGE = {"x": torch.zeros(1, 1, 8, 8)}
 
@@ -76,6 +81,7 @@ IMAGE = {"x": torch.zeros(1, 1, 8, 8)}
         (LanguageModel(), IDS, "decoder"),
         # 8 classes, and a table of 8 positions: only the largest table is a vocabulary
         (Classifier(), IDS, "encoder"),
+        (ClassNumbers(), IDS, "encoder"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)), IMAGE, "vision"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), IMAGE, "encoder"),
     ],

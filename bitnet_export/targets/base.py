@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 TARGET_OPTIONS = {
+    "ort_kernel": "--ort-kernel",
+    "activation_scale": "--activation-scale",
     "compute_capabilities": "--compute-capability",
     "portable_engine": "--portable-engine",
     "embed_plugin": "--embed-plugin",
@@ -116,7 +118,8 @@ class Target(ABC):
     def check_options(self, options: ExportOptions) -> None:
         """Raise UsageError for an option that this target does not take, before any work."""
         for field_name, flag in TARGET_OPTIONS.items():
-            if getattr(options, field_name) and field_name not in self.own_options:
+            given = getattr(options, field_name) != getattr(type(options), field_name)
+            if given and field_name not in self.own_options:
                 raise UsageError(
                     f"--target {self.name} has no use for it", where=flag, fix="leave it out"
                 )

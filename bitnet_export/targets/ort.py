@@ -46,6 +46,7 @@ class OrtTarget(Target):
     """The default on a CPU."""
 
     name = "ort"
+    own_options = ("ort_kernel", "activation_scale", "triton")
 
     def plan(
         self, model: onnx.ModelProto, options: ExportOptions, opt_sizes: Mapping[str, int]

@@ -268,3 +268,11 @@ def test_a_directory_without_an_engine_says_what_to_run(tmp_path):
 def test_engine_options_of_other_targets_are_refused(target, option, value):
     with pytest.raises(UsageError, match="has no use for it"):
         target_for(target).check_options(ExportOptions(model="m", **{option: value}))
+
+
+@pytest.mark.parametrize("target", ["onnx", "trt", "trt-rtx"])
+@pytest.mark.parametrize("changed", [{"ort_kernel": "int8"}, {"activation_scale": "tensor"}])
+def test_options_of_stock_operators_are_refused_elsewhere(target, changed):
+    with pytest.raises(UsageError, match="has no use for it"):
+        target_for(target).check_options(ExportOptions(model="m", **changed))
+    target_for("ort").check_options(ExportOptions(model="m", **changed))

@@ -172,6 +172,8 @@ class _Job:
             self.source, self.data, file, seed=seed, threads=self.plan.threads, **given
         )
         for bits, form_name in wanted:
+            if self._has(form_name, seed):
+                continue
             exported = product.export(file, self._path(file.stem), bits)
             value = self._score(exported.session(self.plan.threads), exported)
             form = Form(form_name, value, exported.bytes, seed, made.steps, made.batch)

@@ -42,7 +42,7 @@ class Training:
     """AdamW; warm-up, constant, and over the last part (decay) linear to a twentieth, so that a
     run can be made longer until then. A batch is batch * CONTEXT tokens."""
 
-    steps: int = 800
+    steps: int = 3000
     batch: int = 8
     lr: float = 1e-3
     warmup: int = 60

@@ -81,6 +81,9 @@ def specs() -> Iterator[Spec]:
         yield Spec(7, 6016, 3, group_size=64, bits=bits)
         yield Spec(12, 4096, 70, group_size=128, bits=bits, half=True)
         yield Spec(40, 2048, 66, bits=bits, half=True)
+        # Splits of an odd number of chunks, which end within a stage of the tile kernels.
+        for group in (32, 64, 192):
+            yield Spec(9, 1728, 66, group_size=group, bits=bits, half=group == 64)
 
 
 def small_specs() -> Iterator[Spec]:

@@ -29,7 +29,7 @@ struct Shared {
   uint4* planes;       // activations, by PlaneIndex with four parts
   int32_t* unit_sums;  // with group scales, sums of each 32: [chunk / 8][kCols][16]
   float* row_scales;   // [kCols]
-  int32_t* row_sums;   // [kCols], or the warps' sums of one column while they are added
+  int32_t* row_sums;   // [kCols]; not used with group scales
   uint32_t* maxima;    // [kGemvWarps]
   void* scratch;       // ReduceTile's
 

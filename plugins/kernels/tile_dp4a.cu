@@ -100,8 +100,10 @@ __global__ void __launch_bounds__(C::kThreads) TileDp4aKernel(Params p) {
         MultiplyWord<C>(shared + buffer * C::kBufferX + thread_m * C::kStrideX + 4 * c + w,
                         weights, w, sums);
         if constexpr (kGrouped) {
+          // A stage may reach past this block's chunks: what ends there is another block's.
           const int end = (chunk + c) * kChunk + kGroup16 * (w + 1);
-          if (end <= p.k && end % p.group_size == 0) flush(end / p.group_size - 1);
+          if (chunk + c < range.end && end <= p.k && end % p.group_size == 0)
+            flush(end / p.group_size - 1);
         }
       }
     }

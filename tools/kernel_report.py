@@ -2,7 +2,8 @@
 
     python tools/kernel_report.py              resources, instruction mix, predictions
     python tools/kernel_report.py --check      exit 1 on a spill, on more than 64 registers in a
-                                               GEMV, or on a main loop that lost its shape (CI)
+                                               GEMV, or on a main loop that lost its shape (CI);
+                                               exit 3 where nvdisasm is missing
     python tools/kernel_report.py --markdown   write the tables into docs/performance.md
 
 Needs nvcc. The instruction mix needs nvdisasm: it comes with the CUDA toolkit, or with
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpu_tools.bench import ROWS, SHAPES
 from kernel_model import CARDS, TILINGS, Card, Prediction, candidates, predict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,14 +34,16 @@ DOCUMENT = REPOSITORY / "docs" / "performance.md"
 MARKS = ("<!-- kernel_report: begin -->", "<!-- kernel_report: end -->")
 EXIT_OK, EXIT_FAILED, EXIT_MISSING = 0, 1, 3
 MAX_GEMV_REGISTERS = 64
-SHAPES = ((2560, 6912), (6912, 2560), (4096, 4096), (4096, 14336), (768, 3072), (384, 1536))
-ROWS = (1, 2, 4, 8, 16, 64, 256)
+GOOD = f"no spills, GEMVs within {MAX_GEMV_REGISTERS} registers, main loops as designed"
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 MATH = re.compile(r"IDP\.|IMMA|HMMA|FFMA|LDG\.E\.NA")
+# The instruction that multiplies in each fast kernel's main loop.
+PRODUCTS = {"GemvDp4a": "IDP.4A.U8.S8", "TileDp4a": "IDP.4A.U8.S8", "TileHmma": "HMMA.1688",
+            "TileImma": "IMMA.8816.U8.S8", "GemvFloat": "FFMA", "TileFloat": "FFMA"}  # fmt: skip
 
 NVDISASM_HINT = (
-    "nvdisasm not found: no instruction mix and no predictions. It comes with the CUDA toolkit, "
-    "or with: pip install nvidia-cuda-nvdisasm"
+    "nvdisasm not found: no instruction mix, no predictions and no check of main loops. It comes "
+    "with the CUDA toolkit, or with: pip install nvidia-cuda-nvdisasm"
 )
 
 
@@ -87,9 +91,7 @@ def parse_loops(sass: str) -> Iterator[tuple[str, Counter[str]]]:
         for line in section.splitlines():
             if label := re.match(r"(\.L_\w+):", line):
                 labels[label.group(1)] = len(code)
-            elif found := re.search(
-                r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line
-            ):
+            elif found := INSTRUCTION.search(line):
                 code.append((found.group(1), found.group(2)))
         yield readable(section.split(":", 1)[0].strip()), main_loop(code, labels)
 
@@ -150,29 +152,34 @@ def count(mix: Counter[str], *prefixes: str) -> int:
 
 
 def problems(kernels: Iterable[Kernel]) -> list[str]:
-    """What --check refuses, one line each."""
+    """What --check refuses, one line each. kernels: with their main loops."""
     found = []
+    seen = set()
     for kernel in kernels:
+        seen.add(kernel.name.partition("Kernel<")[0])
         if kernel.spill_bytes:
             found.append(f"{kernel.name}: spills {kernel.spill_bytes} bytes of registers")
         if kernel.name.startswith("Gemv") and kernel.registers > MAX_GEMV_REGISTERS:
-            found.append(f"{kernel.name}: {kernel.registers} registers, more than 64")
+            found.append(
+                f"{kernel.name}: {kernel.registers} registers, more than {MAX_GEMV_REGISTERS}"
+            )
         found += [f"{kernel.name}: main loop {text}" for text in loop_problems(kernel)]
-    return found
+    absent = [name for name in PRODUCTS if name not in seen]
+    return found + [f"no {name} kernel was found in what nvcc said" for name in absent]
 
 
 def loop_problems(kernel: Kernel) -> list[str]:
     """How the main loop strays from its design: wide weight loads, the right product, no junk."""
-    product = {"GemvDp4a": "IDP.4A.U8.S8", "TileDp4a": "IDP.4A.U8.S8", "TileHmma": "HMMA.1688",
-               "TileImma": "IMMA.8816.U8.S8", "GemvFloat": "FFMA", "TileFloat": "FFMA"}  # fmt: skip
-    wanted = next((p for start, p in product.items() if kernel.name.startswith(start)), None)
-    if not kernel.loop or not wanted:
+    wanted = PRODUCTS.get(kernel.name.partition("Kernel<")[0])
+    if not wanted:
         return []
+    if not kernel.loop:
+        return ["was not found by nvdisasm"]
     found = [] if count(kernel.loop, wanted) else [f"has no {wanted}"]
     if kernel.name.startswith("Gemv") and not count(kernel.loop, "LDG.E.NA.128"):
         found.append("reads weights by no 16-byte load")
     # Weights in fp16, sums in fp32: decoding must not fall back onto the pipe that multiplies.
-    if product.get(kernel.name.split("Kernel")[0]) == "FFMA":
+    if wanted == "FFMA":
         if not count(kernel.loop, "HFMA2"):
             found.append("decodes no weights to fp16")
         if count(kernel.loop, "FADD"):
@@ -258,6 +265,8 @@ def main(arguments: list[str] | None = None) -> int:
     nvdisasm = find_nvdisasm()
     if not nvdisasm:
         print(NVDISASM_HINT, file=sys.stderr)
+        if options.check:
+            return EXIT_MISSING
     try:
         kernels = compile_kernels(nvcc, nvdisasm)
     except subprocess.CalledProcessError as error:
@@ -269,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(report(kernels)))
     if options.check:
         found = problems(kernels)
-        print("\n".join(found) or f"{len(kernels)} kernels: no spills, GEMVs within 64 registers")
+        print("\n".join(found) or f"{len(kernels)} kernels: {GOOD}")
         return EXIT_FAILED if found else EXIT_OK
     return EXIT_OK
 

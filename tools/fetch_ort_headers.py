@@ -18,6 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+# This checkout's package, whichever is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from bitnet_export.errors import BitnetExportError, MissingRequirement, StageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 // TensorRT 11 put IVersionedInterface under ILogger and ILoggerFinder, which moved their virtual
 // functions: a library compiled against TensorRT 10 headers that simply calls log() would call
 // something else under 11, and the other way round. They are the only two classes a plugin calls
-// whose layout changed (docs/native-build.md says how that was compared). So neither is called
+// whose layout changed (plugins/README.md says how that was compared). So neither is called
 // through the headers here: the run-time type of the finder says which layout it has, and the
 // function is taken from the virtual table by its index (Itanium C++ ABI, as on every Linux).
 

@@ -2,7 +2,7 @@
 //
 // TensorRT 11 put IVersionedInterface under ILogger and ILoggerFinder. The classes here are laid
 // out as in the headers of 10.0-10.16 and of 11.0-11.1 (compiled and compared; see
-// docs/native-build.md), whichever headers the test is compiled with.
+// plugins/README.md), whichever headers the test is compiled with.
 
 #include "harness.h"
 #include "player.h"

@@ -25,7 +25,7 @@ GPT_WINDOWS, GPT_HELD_OUT, GPT_SELECTION = 6000, 400, 32
 SMOLLM_CONTEXT, SMOLLM_WINDOWS, SMOLLM_HELD_OUT, SMOLLM_SELECTION = 64, 2000, 64, 16
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Windows a step: as many tokens as the machine works off in a second or few, not the default 32.
-GPT_BATCH, SMOLLM_BATCH, SMOLLM_STEPS = 8, 4, 480
+GPT_BATCH, SMOLLM_BATCH, SMOLLM_STEPS = 8, 4, 300
 Session = Any
 
 

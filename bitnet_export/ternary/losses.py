@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnet_export.errors import InputError
+
 # Head size of the relations where the model's own is not known (arXiv:2012.15828 lets it differ).
 RELATION_SIZE = 32
 _ENERGY_FLOOR = 1e-6
@@ -22,7 +24,7 @@ _ENERGY_FLOOR = 1e-6
 
 def primary_output(outputs: Any) -> tuple[str, Tensor]:
     """A model's main output: (name, tensor). logits before last_hidden_state before the first
-    floating point tensor there is."""
+    floating point tensor there is. Raises InputError where there is none."""
     if isinstance(outputs, Tensor):
         return "output", outputs
     if isinstance(outputs, Mapping):
@@ -35,7 +37,10 @@ def primary_output(outputs: Any) -> tuple[str, Tensor]:
     for name in ("logits", "last_hidden_state", *tensors):
         if name in tensors:
             return name, tensors[name]
-    raise TypeError(f"the model returns no floating point tensor, only {list(named)}")
+    raise InputError(
+        f"the model returns no floating point tensor, only {', '.join(named) or 'nothing'}",
+        fix="let it return the logits or vectors that its answer is taken from",
+    )
 
 
 def kl_divergence(

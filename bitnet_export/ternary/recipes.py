@@ -234,11 +234,12 @@ def _main_output(
     try:
         with torch.no_grad():
             outputs = call(module, example_inputs)
+        if output_names and not isinstance(outputs, Mapping):
+            values = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            outputs = dict(zip(output_names, values, strict=False))
+        name, tensor = primary_output(outputs)
     except Exception:
-        # The export, which runs the model next, says what is wrong and how to mend it.
+        # The export, which runs the model next, says what is wrong and how to mend it; a model
+        # that only returns class numbers is one to export, too.
         return "", None
-    if output_names and not isinstance(outputs, Mapping):
-        values = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        outputs = dict(zip(output_names, values, strict=False))
-    name, tensor = primary_output(outputs)
     return name, tensor.shape[-1] if tensor.dim() else None

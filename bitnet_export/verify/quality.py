@@ -21,6 +21,7 @@ Feed = dict[str, np.ndarray]
 Run = Callable[[Feed], Feed]
 # A row of the metric table: name, value with itself, whether higher is better.
 COSINE = ("cosine", 1.0, True)
+EQUAL = ("equal values", 1.0, True)  # of outputs that are no floats: class numbers, flags
 TOP1 = ("top-1 agreement", 1.0, True)
 KL = ("KL divergence", 0.0, False)
 SPEARMAN = ("similarity Spearman", 1.0, True)
@@ -48,9 +49,9 @@ def load_metric(spec: str) -> Callable[[Run, Any], float]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises
         raise InputError(
-            f"cannot import {module_name} ({error})",
+            f"cannot import {module_name} ({type(error).__name__}: {error})",
             where="--metric",
             fix="run from the directory that holds it, or install it",
         ) from error
@@ -102,11 +103,12 @@ def count_samples(data: Iterable[Feed]) -> int:
 def measure_agreement(
     baseline: Run, run: Run, data: Sequence[Feed], source: str = ""
 ) -> QualityBlock:
-    """How far the ternary outputs agree with the full-precision ones, on every float output.
+    """How far the ternary outputs agree with the full-precision ones.
 
-    Every output gets its mean cosine; logits (by name) top-1 agreement and KL; embeddings (by
-    name) Spearman's correlation of the pairwise similarities. The first output decides the
-    headline. Padding, by an input named like a mask, is left out. Raises InputError without data.
+    Every float output gets its mean cosine; logits (by name) top-1 agreement and KL; embeddings
+    (by name) Spearman's correlation of the pairwise similarities; any other output the part of
+    its values that are equal. The first float output decides the headline. Padding, by an input
+    named like a mask, is left out. Raises InputError without data.
     """
     if not data:
         raise InputError("no inputs to compare the two models on", fix="give --data or --input")
@@ -114,7 +116,7 @@ def measure_agreement(
     for feed in data:
         before, after = baseline(feed), run(feed)
         for name in before:
-            if name not in after or not np.issubdtype(before[name].dtype, np.floating):
+            if name not in after or np.asarray(before[name]).dtype.kind not in "biuf":
                 continue
             if before[name].shape != after[name].shape:
                 raise StageError(
@@ -122,9 +124,10 @@ def measure_agreement(
                 )
             collected.setdefault(name, _Outputs(name)).add(before[name], after[name], feed)
     if not collected:
-        raise InputError("the two models share no floating-point output")
+        raise InputError("the two models share no output of numbers")
     rows = [row for outputs in collected.values() for row in outputs.rows()]
-    head = _headline([row for row in rows if row.output == rows[0].output])
+    first = next((row for row in rows if row.metric != EQUAL[0]), rows[0])
+    head = _headline([row for row in rows if row.output == first.output])
     return QualityBlock(
         metric=f"{head.metric} with full precision",
         baseline=head.baseline,
@@ -150,11 +153,16 @@ class _Outputs:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.floats = True
         self._vectors: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self._pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     def add(self, before: np.ndarray, after: np.ndarray, feed: Feed) -> None:
-        """Take one batch. Arrays of more than two dimensions are [batch, positions.., D]."""
+        """Take one batch. Arrays of more than two dimensions are [batch, positions.., D]; those
+        that are no floats are compared value by value, which takes no D."""
+        self.floats = np.issubdtype(before.dtype, np.floating)
+        if not self.floats:
+            before, after = before[..., None], after[..., None]
         for side, array in enumerate((before, after)):
             array = np.asarray(array, np.float64)
             array = array.reshape(1, -1) if array.ndim < 2 else array
@@ -168,17 +176,10 @@ class _Outputs:
     def rows(self) -> list[QualityRow]:
         """The metrics that suit this output."""
         before, after = (np.concatenate(side) for side in self._vectors)
+        if not self.floats:
+            return [self._row(EQUAL, float((before == after).mean()))]
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
-            metric, itself, higher = COSINE  # nothing can be said, and nothing passes
-            return [
-                QualityRow(
-                    metric=metric,
-                    output=self.name,
-                    baseline=itself,
-                    value=None,
-                    higher_is_better=higher,
-                )
-            ]
+            return [self._row(COSINE, None)]  # nothing can be said, and nothing passes
         found = [(COSINE, mean_cosine(before, after))]
         if is_logits(self.name) and before.shape[1] > 1:
             found.append((TOP1, float((before.argmax(1) == after.argmax(1)).mean())))
@@ -186,16 +187,17 @@ class _Outputs:
         pooled = [np.concatenate(side) for side in self._pooled]
         if is_embedding(self.name) and len(pooled[0]) >= MIN_SPEARMAN_ROWS:
             found.append((SPEARMAN, similarity_spearman(pooled[0], pooled[1])))
-        return [
-            QualityRow(
-                metric=name,
-                output=self.name,
-                baseline=itself,
-                value=finite(value),
-                higher_is_better=higher,
-            )
-            for (name, itself, higher), value in found
-        ]
+        return [self._row(metric, value) for metric, value in found]
+
+    def _row(self, metric: tuple[str, float, bool], value: float | None) -> QualityRow:
+        name, itself, higher = metric
+        return QualityRow(
+            metric=name,
+            output=self.name,
+            baseline=itself,
+            value=None if value is None else finite(value),
+            higher_is_better=higher,
+        )
 
 
 def is_logits(name: str) -> bool:

@@ -99,6 +99,23 @@ def test_other_outputs_get_the_cosine():
     assert [row.metric for row in block.rows] == ["cosine"]
 
 
+def test_outputs_that_are_no_floats_are_compared_value_by_value():
+    def classes(noise):
+        return lambda f: {"label": model(noise)(f)["logits"].argmax(1)}
+
+    def both(noise):
+        return lambda f: {**classes(noise)(f), **model(noise)(f)}
+
+    inputs = data(10)
+    block = measure_agreement(classes(0.0), classes(1.0), inputs)
+    assert block.metric == "equal values with full precision"
+    assert 0 < block.value < 1
+    assert block.value == values(measure_agreement(model(), model(1.0), inputs))["top-1 agreement"]
+    mixed = measure_agreement(both(0.0), both(1.0), inputs)
+    assert mixed.metric == "top-1 agreement with full precision"
+    assert values(mixed)["equal values"] == block.value
+
+
 def test_shape_mismatch_no_data_and_no_shared_output():
     with pytest.raises(StageError, match="shape"):
         measure_agreement(model(), lambda f: {"logits": np.zeros((1, 5), np.float32)}, data())
@@ -137,6 +154,7 @@ def user_module(tmp_path, monkeypatch):
         "def nan(run, data): return float('nan')\n"
         "constant = 3\n"
     )
+    (tmp_path / "my_broken_metrics.py").write_text("def metric(run, data)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
@@ -166,6 +184,7 @@ def test_user_metric_errors():
         "my_metrics:absent": "no function absent",
         "my_metrics:constant": "no function constant",
         "no_such_module:f": "cannot import",
+        "my_broken_metrics:metric": "cannot import my_broken_metrics.*SyntaxError",
     }.items():
         with pytest.raises(InputError, match=message):
             load_metric(spec)

@@ -87,9 +87,12 @@ extern "C" __attribute__((visibility("default"))) OrtStatusPtr RegisterCustomOps
                              "the model without the library");
   }
   try {
-    Ort::InitApi(api);
-    // Never freed: sessions may outlive any point at which this library could.
-    static auto* registration = new bitnet_ort::Registration;
+    // Made once, whichever thread opens the first session. Never freed: sessions may outlive any
+    // point at which this library could.
+    static auto* registration = [api] {
+      Ort::InitApi(api);
+      return new bitnet_ort::Registration;
+    }();
     return api->AddCustomOpDomain(options, registration->domain);
   } catch (const std::exception& error) {
     return api->CreateStatus(ORT_FAIL, error.what());

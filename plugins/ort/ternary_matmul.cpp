@@ -1,6 +1,7 @@
 // See ternary_matmul.h.
 #include "ternary_matmul.h"
 
+#include <atomic>
 #include <vector>
 
 #include "parallel.h"
@@ -36,7 +37,7 @@ Ort::ConstValue constant(const Ort::ConstKernelInfo& info, Input index) {
   return is_constant ? value : Ort::ConstValue{};
 }
 
-// What the tasks of one product share.
+// What the tasks of one product share. failed: the status of a task that did not end well.
 struct Product {
   const bitnet_cpu_weights* weights;
   const void* x;
@@ -46,25 +47,30 @@ struct Product {
   bitnet_cpu_type type;
   Grid grid;
   int64_t prepare_parts;
+  std::atomic<bitnet_cpu_status> failed{BITNET_CPU_OK};
 
-  void prepare(size_t task) const {
+  void prepare(size_t task) {
     const int64_t part = int64_t(task);
-    bitnet_cpu_prepare(weights, x, type, M, piece_begin(M, prepare_parts, part),
-                       piece_begin(M, prepare_parts, part + 1), workspace);
+    note(bitnet_cpu_prepare(weights, x, type, M, piece_begin(M, prepare_parts, part),
+                            piece_begin(M, prepare_parts, part + 1), workspace));
   }
 
-  void multiply(size_t task) const {
+  void multiply(size_t task) {
     const int64_t row = int64_t(task) / grid.panel_parts, panel = int64_t(task) % grid.panel_parts;
     const int64_t panels = bitnet_cpu_panels(weights);
-    bitnet_cpu_multiply(weights, workspace, M, piece_begin(M, grid.row_parts, row),
-                        piece_begin(M, grid.row_parts, row + 1),
-                        piece_begin(panels, grid.panel_parts, panel),
-                        piece_begin(panels, grid.panel_parts, panel + 1), y, type);
+    note(bitnet_cpu_multiply(weights, workspace, M, piece_begin(M, grid.row_parts, row),
+                             piece_begin(M, grid.row_parts, row + 1),
+                             piece_begin(panels, grid.panel_parts, panel),
+                             piece_begin(panels, grid.panel_parts, panel + 1), y, type));
+  }
+
+  void note(bitnet_cpu_status status) {
+    if (status != BITNET_CPU_OK) failed = status;
   }
 };
 
 // Runs step(task) for every task: here if there is one, else in the session's thread pool.
-template <void (Product::*Step)(size_t) const>
+template <void (Product::*Step)(size_t)>
 void for_each_task(const Ort::KernelContext& context, Product& product, int64_t tasks) {
   const auto step = [](void* p, size_t task) { (static_cast<Product*>(p)->*Step)(task); };
   if (tasks == 1)
@@ -73,11 +79,14 @@ void for_each_task(const Ort::KernelContext& context, Product& product, int64_t 
     context.ParallelFor(step, size_t(tasks), 0, &product);
 }
 
-// Memory of the session's arena for the time of one run.
+// Memory of the session's arena for the time of one run. Throws where there is none.
 class Scratch {
  public:
   Scratch(OrtAllocator* allocator, size_t bytes)
-      : allocator_(allocator), memory_(allocator->Alloc(allocator, bytes)) {}
+      : allocator_(allocator), memory_(allocator->Alloc(allocator, bytes)) {
+    if (!memory_)
+      throw Ort::Exception("no " + std::to_string(bytes) + " bytes of workspace", ORT_FAIL);
+  }
   ~Scratch() { allocator_->Free(allocator_, memory_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -168,12 +177,17 @@ void TernaryMatMul::compute(OrtKernelContext* raw) const {
   }
   const bitnet_cpu_weights* weights = weights_ ? weights_.get() : repacked.get();
   const Scratch workspace(allocator_.get(), bitnet_cpu_workspace_bytes(weights, M));
-  Product product{weights, x.GetTensorRawData(), y.GetTensorMutableRawData(), workspace.get(),
-                  M,       type_,
+  Product product{weights,
+                  x.GetTensorRawData(),
+                  y.GetTensorMutableRawData(),
+                  workspace.get(),
+                  M,
+                  type_,
                   Grid::of(M, attributes_.K, attributes_.N, bitnet_cpu_panels(weights)),
                   std::min(M, 1 + M * attributes_.K / kTaskInputs)};
   for_each_task<&Product::prepare>(context, product, product.prepare_parts);
   for_each_task<&Product::multiply>(context, product, product.grid.tasks());
+  if (product.failed != BITNET_CPU_OK) fail(bitnet_cpu_status_string(product.failed));
 }
 
 }  // namespace bitnet_ort

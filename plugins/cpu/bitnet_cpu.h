@@ -37,7 +37,7 @@ typedef enum bitnet_cpu_type { BITNET_CPU_FLOAT32 = 0, BITNET_CPU_FLOAT16 = 1 } 
 
 /* One layer's weights as the model file has them; only read during bitnet_cpu_create. */
 typedef struct bitnet_cpu_layer {
-  int64_t K;               /* inputs, >= 1 */
+  int64_t K;               /* inputs, 1 to 2^23 */
   int64_t N;               /* outputs, >= 1 */
   int64_t group_size;      /* 0, or a divisor of K: one scale for so many consecutive inputs */
   int64_t activation_bits; /* 8: int8 by absmax of each row; 0: float activations */

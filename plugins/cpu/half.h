@@ -1,6 +1,6 @@
 // float16 <-> float32 in plain integer arithmetic, for the portable path. The vector paths use
-// the processor's own conversions (F16C). Everything here has internal linkage, so that no file
-// compiled for a newer processor lends its copy to one that is not.
+// the processor's own conversions (F16C, NEON). Everything here has internal linkage, so that no
+// file compiled for a newer processor lends its copy to one that is not.
 #ifndef BITNET_CPU_HALF_H_
 #define BITNET_CPU_HALF_H_
 
@@ -41,11 +41,9 @@ inline uint16_t float_to_half(float value) {
     if (bits < 0x33000000u) return sign;  // below 2^-25
     mantissa = (bits & 0x7fffffu) | 0x800000u;
     shift = 126u - (bits >> 23);
-
   } else {
     mantissa = bits - 0x38000000u;  // rebias the exponent from 127 to 15
     shift = 13;
-
   }
   const uint32_t half = 1u << (shift - 1), rest = mantissa & ((1u << shift) - 1u);
   uint32_t rounded = mantissa >> shift;

@@ -17,6 +17,8 @@
 
 #include "bitnet_cpu.h"
 
+#define BITNET_CPU_INLINE inline __attribute__((always_inline))
+
 namespace bitnet_cpu {
 
 constexpr int64_t kPanel = 16;      // outputs in a panel
@@ -24,8 +26,6 @@ constexpr int64_t kStep = 16;       // inputs in a step
 constexpr int64_t kStepBytes = 64;  // of packed weights, for one panel
 constexpr float kAbsmaxFloor = 1e-5f;
 constexpr float kInt8Max = 127.0f;
-
-struct Kernels;
 
 // M rows of activations. int8: x [M, row_bytes] int8, absmax scale a [M], sums [M, groups] of
 // the quantized inputs. float: x [M, row_bytes / 4] float; a and sums unused.
@@ -81,9 +81,12 @@ struct bitnet_cpu_weights {
   float* scale;    // [groups, panels * 16]
   float* bias;     // [panels * 16], zeros without a bias
 
-  int64_t steps() const { return groups * group_steps; }
-  const uint8_t* panel(int64_t p) const { return codes + p * steps() * bitnet_cpu::kStepBytes; }
-  const float* panel_scale(int64_t g, int64_t p) const {
+  // Always inlined: members have external linkage, and half.h says why nothing here may.
+  BITNET_CPU_INLINE int64_t steps() const { return groups * group_steps; }
+  BITNET_CPU_INLINE const uint8_t* panel(int64_t p) const {
+    return codes + p * steps() * bitnet_cpu::kStepBytes;
+  }
+  BITNET_CPU_INLINE const float* panel_scale(int64_t g, int64_t p) const {
     return scale + (g * panels + p) * bitnet_cpu::kPanel;
   }
 };

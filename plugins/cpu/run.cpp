@@ -84,8 +84,8 @@ const char* bitnet_cpu_status_string(bitnet_cpu_status status) {
   switch (status) {
     case BITNET_CPU_OK: return "no error";
     case BITNET_CPU_INVALID_ARGUMENT:
-      return "an argument or attribute is out of its range: K and N must be at least 1, "
-             "group_size 0 or a divisor of K, activation_bits 0 or 8";
+      return "an argument or attribute is out of its range: K must be 1 to 8388608, N at least "
+             "1, group_size 0 or a divisor of K, activation_bits 0 or 8";
     case BITNET_CPU_BAD_SHAPE:
       return "packed_weight must be [N, K'/4] bytes with K' = K rounded up to 64, and scale [1], "
              "[N], or [N, K/group_size] when group_size is set; export the model again";

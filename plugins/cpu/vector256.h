@@ -10,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+#include <string.h>
+
 #include "internal.h"
 
 namespace bitnet_cpu {

@@ -11,13 +11,16 @@ namespace {
 
 constexpr uint32_t kOnes = 0x55555555u;  // code 1 sixteen times: weight 0, also what w + 2 loses
 constexpr int64_t kRowMultiple = 64;
-constexpr int64_t kMaxSize = int64_t{1} << 31;
+// Sums of codes (0 to 2) times int8 activations run through a whole row in int32.
+constexpr int64_t kMaxK = int64_t{1} << 23;
+static_assert(kMaxK * 2 * 127 < (int64_t{1} << 31), "a row's sum fits an int32");
+constexpr int64_t kMaxN = int64_t{1} << 31;
 constexpr size_t kAlignment = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bitnet_cpu_status check(const bitnet_cpu_layer& l) {
-  if (l.K < 1 || l.N < 1 || l.K >= kMaxSize || l.N >= kMaxSize || !l.packed_weight || !l.scale)
+  if (l.K < 1 || l.N < 1 || l.K > kMaxK || l.N >= kMaxN || !l.packed_weight || !l.scale)
     return BITNET_CPU_INVALID_ARGUMENT;
   if (l.group_size < 0 || (l.group_size && l.K % l.group_size))
     return BITNET_CPU_INVALID_ARGUMENT;

@@ -2,6 +2,7 @@
 
 gcc 12, left alone, reorders the additions of the AVX2 loops, runs out of registers and halves
 their speed, with every result still right. This test sees it; the sources say what prevents it.
+And no file lends code to another, which may be compiled for an older processor.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from bitnet_export.native import BUILD_DIR
 
 from .conftest import Unavailable
 from .test_ort_cpu import library
@@ -71,3 +74,15 @@ def test_no_spills_in_the_inner_loops(library: Path, unavailable: Unavailable) -
         pytest.skip("built for another processor: no x86 loops in it")
     # Tiles of 2 to 4 rows, first and next, and the single row.
     assert all(count >= 7 for count in seen.values()), seen
+
+
+def test_no_function_is_shared_between_instruction_paths(unavailable: Unavailable) -> None:
+    """The linker keeps one copy of a weak function, and that may be the one in AVX-512."""
+    archive = BUILD_DIR / "cpu" / "cpu" / "libbitnet_cpu.a"
+    if shutil.which("nm") is None or not archive.is_file():
+        unavailable("there is no nm (binutils), or the native part cpu is not built")
+    listed = subprocess.run(
+        ["nm", "--demangle", str(archive)], capture_output=True, text=True, check=True
+    ).stdout
+    assert " T bitnet_cpu_multiply" in listed
+    assert re.findall(r" [WVu] (.+)", listed) == []

@@ -215,6 +215,8 @@ void test_refusals(std::mt19937& random, const char* path) {
   expect(with([](auto& l) { l.K = 0; }), BITNET_CPU_INVALID_ARGUMENT, "K = 0");
   expect(with([](auto& l) { l.N = -1; }), BITNET_CPU_INVALID_ARGUMENT, "N = -1");
   expect(with([](auto& l) { l.K = INT64_MAX; }), BITNET_CPU_INVALID_ARGUMENT, "K huge");
+  expect(with([](auto& l) { l.K = 1 << 23; }), BITNET_CPU_BAD_SHAPE, "the largest K");
+  expect(with([](auto& l) { l.K = (1 << 23) + 1; }), BITNET_CPU_INVALID_ARGUMENT, "sums overflow");
   expect(with([](auto& l) { l.group_size = 4; }), BITNET_CPU_INVALID_ARGUMENT, "group of 4");
   expect(with([](auto& l) { l.group_size = -7; }), BITNET_CPU_INVALID_ARGUMENT, "group of -7");
   expect(with([](auto& l) { l.activation_bits = 4; }), BITNET_CPU_INVALID_ARGUMENT, "bits");

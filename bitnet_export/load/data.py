@@ -66,6 +66,34 @@ class ArrayData:
         return {name: self.arrays[name] for name in names}
 
 
+def as_dtype(array: Array, dtype: npt.DTypeLike, name: str, source: str) -> Array:
+    """``array`` in the dtype that a model's input takes, as long as its values allow it.
+
+    Any number becomes a float of that width if it is not beyond its range (numpy makes float64
+    where nothing is said); floats become integers only where they are whole. Raises InputError for
+    anything else.
+    """
+    wanted = np.dtype(dtype)
+    if array.dtype == wanted:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(wanted) if array.dtype.kind in "biuf" else None
+    if cast is None or not _keeps(array, cast):
+        raise InputError(
+            f"array {name} holds {array.dtype} values that are no {wanted}, which the model takes",
+            where=source,
+            fix=f"save it as {wanted}",
+        )
+    return cast
+
+
+def _keeps(array: Array, cast: Array) -> bool:
+    """Whether nothing was lost but digits: no number became infinite, no fraction an integer."""
+    if cast.dtype.kind == "f":
+        return np.array_equal(np.isfinite(cast), np.isfinite(array))
+    return np.array_equal(cast, array)
+
+
 def load_data(path: str | Path) -> ArrayData:
     """An npz or safetensors file -> its arrays. Raises InputError for anything else."""
     path = Path(path)

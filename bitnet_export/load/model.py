@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bitnet_export.errors import InputError
+from bitnet_export.load.data import Array, ArrayData, as_dtype
 from bitnet_export.load.inputs import InputSpec, apply_overrides, make_inputs
 
 if TYPE_CHECKING:
     import torch
-
-    from bitnet_export.load.data import ArrayData
 
 # Rows of --data that become the example inputs.
 DATA_ROWS = 2
@@ -253,31 +254,57 @@ def _use_data(
             fix="save the arrays under the names of forward's arguments",
         )
     for name, array in arrays.items():
+        _check_values(name, array, data.source)
         rows = DATA_ROWS if len(array) >= DATA_ROWS else 1
         fixed = model.example_inputs.get(name)
         if fixed is not None and 0 not in model.dynamic_axes.get(name, {}):
             rows = fixed.shape[0] if fixed.ndim else rows
-        tensor = torch.from_numpy(array[:rows].copy())
+        example = array[:rows]
         if fixed is not None:
-            _check_fits(name, tensor, fixed, model, data.source)
-            tensor = tensor.to(fixed.dtype)
-        elif tensor.dtype == torch.float64:
-            tensor = tensor.float()
-        model.example_inputs[name] = tensor
+            _check_fits(name, example, fixed, model, data.source)
+            example = as_dtype(example, array_dtype(name, fixed, data.source), name, data.source)
+        elif example.dtype == np.float64:
+            example = example.astype(np.float32)
+        model.example_inputs[name] = torch.from_numpy(example.copy())
         if static and rows >= DATA_ROWS:
             model.dynamic_axes[name] = {0: "batch"}
 
 
+def array_dtype(name: str, tensor: torch.Tensor, where: str) -> np.dtype[Any]:
+    """The numpy dtype an input is fed in. Raises InputError for bfloat16, which numpy lacks."""
+    try:
+        return tensor.new_empty(0).numpy().dtype
+    except TypeError as e:
+        raise InputError(
+            f"input {name} is {tensor.dtype}, which numpy arrays cannot hold",
+            where=where,
+            fix="let the model take float32 and cast it inside",
+        ) from e
+
+
+def _check_values(name: str, array: Array, where: str) -> None:
+    """Raise InputError for an array that is no input of any model: text, or NaN among numbers."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"array {name} holds {array.dtype}, not numbers", where=where)
+    bad = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+    if bad:
+        raise InputError(
+            f"array {name} holds {bad} NaN value{'s' if bad > 1 else ''} of {array.size}",
+            where=where,
+            fix="remove those samples",
+        )
+
+
 def _check_fits(
-    name: str, tensor: torch.Tensor, known: torch.Tensor, model: LoadedModel, where: str
+    name: str, array: Array, known: torch.Tensor, model: LoadedModel, where: str
 ) -> None:
     axes = model.dynamic_axes.get(name, {})
-    fits = tensor.ndim == known.ndim and all(
-        i in axes or a == b for i, (a, b) in enumerate(zip(tensor.shape, known.shape, strict=True))
+    fits = array.ndim == known.ndim and all(
+        i in axes or a == b for i, (a, b) in enumerate(zip(array.shape, known.shape, strict=True))
     )
     if not fits:
         expected = [axes.get(i, size) for i, size in enumerate(known.shape)]
         raise InputError(
-            f"array {name} gives shape {list(tensor.shape)}, the model takes {expected}",
+            f"array {name} gives shape {list(array.shape)}, the model takes {expected}",
             where=where,
         )

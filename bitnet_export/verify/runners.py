@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
@@ -20,17 +21,34 @@ from polygraphy.comparator import RunResults
 from polygraphy.logger import G_LOGGER
 
 from bitnet_export.errors import InputError, StageError
+from bitnet_export.load.data import as_dtype
 from bitnet_export.targets.session import CPU, open_session
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
+# ONNX Runtime's names of the types that numpy has, too.
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+} | {
+    f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
 def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name; feeds the graph does not take are left out (an exporter may drop one)."""
-    wanted = {i.name for i in session.get_inputs()}
-    outputs = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+    """Outputs by name; feeds the graph does not take are left out (an exporter may drop one), the
+    others are given in its dtypes. Raises InputError for values that do not fit them."""
+    wanted = {i.name: _DTYPES.get(i.type) for i in session.get_inputs()}
+    given = {
+        name: as_dtype(np.asarray(array), wanted[name], name, "feeds") if wanted[name] else array
+        for name, array in feeds.items()
+        if name in wanted
+    }
+    outputs = session.run(None, given)
     return dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
 
 

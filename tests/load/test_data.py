@@ -5,6 +5,7 @@ import pytest
 
 from bitnet_export.errors import InputError
 from bitnet_export.load import load_data
+from bitnet_export.load.data import as_dtype
 
 
 def test_npz_samples_and_batches(tmp_path):
@@ -40,6 +41,41 @@ def test_unusable_arrays(tmp_path, arrays, message):
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(InputError, match=message):
         load_data(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([0.1, 2.5]), "float32"),
+        (np.arange(3, dtype=np.uint8), "float16"),
+        (np.array([1.0, 7.0]), "int64"),
+        (np.array([0, 1]), "bool"),
+        (np.array([2, 3], np.int64), "int32"),
+    ],
+)
+def test_numbers_are_given_in_the_dtype_a_model_takes(values, dtype):
+    made = as_dtype(values, dtype, "x", "d.npz")
+    assert made.dtype == dtype
+    np.testing.assert_allclose(made, values, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([0.5]), "int64"),
+        (np.array([np.nan]), "int64"),
+        (np.array([300]), "uint8"),
+        (np.array([2]), "bool"),
+        (np.array([1e6]), "float16"),
+        (np.array(["a"]), "float32"),
+        (np.array([1j]), "float32"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(values, dtype):
+    with pytest.raises(
+        InputError, match=f"array x holds {values.dtype} values that are no {dtype}"
+    ):
+        as_dtype(values, dtype, "x", "d.npz")
 
 
 @pytest.mark.parametrize("content", [b"text", b"", b"PK\x03\x04cut"])

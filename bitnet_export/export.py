@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_export import onnx_io, op
 from bitnet_export.axes import is_sum
 from bitnet_export.errors import StageError, first_line
+from bitnet_export.load.inputs import without_size_one
 
 if TYPE_CHECKING:
     import onnx
@@ -46,7 +47,7 @@ def export_module(
     opset = opset or DEFAULT_OPSET
     op.check_opset(opset)
     op.register_schema()
-    inputs = _without_size_one(example_inputs, dynamic_axes)
+    inputs = without_size_one(example_inputs, dynamic_axes)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -79,19 +80,6 @@ def export_module(
     model.producer_name = "bitnet-export"
     onnx_io.check_model(model, "export")
     return model
-
-
-def _without_size_one(
-    inputs: Mapping[str, torch.Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]
-) -> dict[str, torch.Tensor]:
-    """Repeat dynamic axes of size 1: torch.export takes a 1 for a constant."""
-    result = {}
-    for name, tensor in inputs.items():
-        for axis in dynamic_axes.get(name, {}):
-            if tensor.shape[axis] == 1:
-                tensor = tensor.repeat_interleave(2, dim=axis)
-        result[name] = tensor.contiguous()
-    return result
 
 
 def _dynamic_shapes(

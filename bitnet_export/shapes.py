@@ -20,10 +20,10 @@ def parse_shapes(
     """["ids:1x16"] -> {"batch": 1, "sequence": 16}. Raises UsageError naming the option."""
     sizes: dict[str, int] = {}
     for spec in specs:
-        name, _, dims = spec.partition(":")
+        name, _, dims = spec.rpartition(":")  # a name may hold colons
         if name not in dynamic_axes:
             raise UsageError(
-                f"{name!r} is no input with dynamic axes",
+                f"{name or spec!r} is no input with dynamic axes",
                 where=f"{option} {spec}",
                 fix=f"the model has {', '.join(dynamic_axes) or 'none'}",
             )

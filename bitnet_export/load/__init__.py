@@ -14,7 +14,13 @@ from bitnet_export.errors import UsageError
 from bitnet_export.load.data import ArrayData, load_data
 from bitnet_export.load.detect import detect
 from bitnet_export.load.inputs import InputSpec, parse_input_spec, parse_input_specs
-from bitnet_export.load.model import LoadedModel, apply_inputs, check_weights, inputs_from_user
+from bitnet_export.load.model import (
+    LoadedModel,
+    apply_inputs,
+    array_dtype,
+    check_weights,
+    inputs_from_user,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +77,8 @@ def load(
         inputs_from_user(model.module, model, given, arrays)
     else:
         apply_inputs(model, given, arrays)
+    for name, tensor in model.example_inputs.items():
+        array_dtype(name, tensor, str(path))  # complains of what no runtime can be fed
     return model
 
 
@@ -81,10 +89,10 @@ def save(
     dynamic_shapes: Any = None,
 ) -> Path:
     """Write ``model`` as a torch.export program, the recommended file: no code needed to read
-    it, and none run. See exported_program.save for the arguments."""
-    from bitnet_export.load import exported_program
+    it, and none run. See save_program.save for the arguments."""
+    from bitnet_export.load import save_program
 
-    return exported_program.save(model, path, example_inputs, dynamic_shapes)
+    return save_program.save(model, path, example_inputs, dynamic_shapes)
 
 
 def _exported_program(path: Path, factory: str | None, trust: bool) -> LoadedModel:
@@ -96,12 +104,14 @@ def _exported_program(path: Path, factory: str | None, trust: bool) -> LoadedMod
 def _torch_save(path: Path, factory: str | None, trust: bool) -> LoadedModel:
     from torch import nn
 
+    from bitnet_export.load.precision import in_float32
     from bitnet_export.load.state_dict import build
     from bitnet_export.load.torch_save import read_torch_save
 
     content = read_torch_save(path, trust_pickle=trust)
     if isinstance(content, nn.Module):
-        return LoadedModel(path.stem, "pickle", path, content.eval())
+        notes = in_float32(content.eval(), {})
+        return LoadedModel(path.stem, "pickle", path, content, notes=notes)
     return LoadedModel(path.stem, "state_dict", path, build(factory, content, path))
 
 

@@ -1,4 +1,5 @@
-"""torch.export programs: the file that bitnet_export.save writes, and its way back to a module.
+"""torch.export programs, which bitnet_export.save writes (save_program.py), and their way back to
+a module.
 
 The archive is checked before torch reads it (archive_guard.py). The module that comes out takes
 the program's inputs by name and returns its flat outputs; its layers are real modules again
@@ -7,13 +8,10 @@ the program's inputs by name and returns its flat outputs; its layers are real m
 
 from __future__ import annotations
 
-import inspect
-import io
 import json
 import logging
-import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,98 +19,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bitnet_export.errors import InputError, StageError
+from bitnet_export.errors import InputError
 from bitnet_export.load.archive_guard import check_archive
-from bitnet_export.load.model import LoadedModel, forward_names
+from bitnet_export.load.model import LoadedModel
+from bitnet_export.load.precision import in_float32
 from bitnet_export.load.restore_modules import restore_modules
 
 aten = torch.ops.aten
 EXTRA_FILE = "bitnet_export.json"
-
-DynamicShapes = Mapping[str, Mapping[int, Any] | Sequence[Any] | None]
-
-
-def save(
-    model: nn.Module,
-    path: str | Path,
-    example_inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor,
-    dynamic_shapes: DynamicShapes | None = None,
-) -> Path:
-    """Write ``model`` as a torch.export program, the file bitnet-export reads best.
-
-    example_inputs: tensors by forward's argument names, or in its order; dynamic axes need a
-    size of at least 2 there. dynamic_shapes: {"ids": {0: "batch", 1: "sequence"}}, axis names
-    or torch.export.Dim; names are kept in the file. The model is put in eval mode for the export.
-    Written beside ``path`` and renamed into place. Raises InputError if it cannot be exported.
-    """
-    path = Path(path)
-    args, kwargs = _call_arguments(example_inputs)
-    _check_names(model, kwargs or {})
-    dims: dict[str, Any] = {}
-    shapes = {k: _with_dims(v, dims) for k, v in dynamic_shapes.items()} if dynamic_shapes else None
-    was_training = model.training
-    model.eval()
-    try:
-        with _quiet_torch(), _without_cache(model):
-            program = _export(model, args, kwargs, shapes)
-    except Exception as e:
-        raise InputError(
-            f"torch.export cannot export the model: {_first_lines(e)}",
-            where=type(model).__name__,
-            fix="try without dynamic_shapes, or name fewer dynamic axes; torch.export's "
-            "documentation lists what it cannot trace",
-        ) from e
-    finally:
-        model.train(was_training)
-    extra: dict[str, Any] = {
-        "dynamic_axes": _axis_names(dynamic_shapes or {}),
-        # A module may name its outputs in an attribute, as the Hugging Face wrapper does.
-        "output_names": list(getattr(model, "output_names", None) or []),
-    }
-    write_program(program, path, extra)
-    return path
-
-
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, shapes: Any
-) -> torch.export.ExportedProgram:
-    """torch.export.export, with axes bounded where torch asks for a bound (a table of positions
-    has an end). An axis that would have to become static is an error."""
-    try:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-    except torch._dynamo.exc.UserError as e:
-        if not shapes or "Suggested fixes" not in str(e):
-            raise
-        refine = torch.export.dynamic_shapes.refine_dynamic_shapes_from_suggested_fixes
-        # The parser wants nothing behind the list of fixes, where torch puts general advice.
-        bounded: Any = refine(str(e).split("\n\nThe error above")[0], shapes)
-        if any(
-            isinstance(axis, int) for axes in bounded.values() for axis in (axes or {}).values()
-        ):
-            raise
-        return torch.export.export(model, args, kwargs, dynamic_shapes=bounded)
-
-
-def write_program(
-    program: torch.export.ExportedProgram, path: Path, extra: Mapping[str, Any]
-) -> None:
-    """program and what torch does not keep (axis names) -> path, whole or not at all."""
-    # Through memory: torch's own file writer ends the process where the disk is full.
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={EXTRA_FILE: json.dumps(extra)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(buffer.getbuffer())
-        os.replace(temporary, path)
-    except OSError as e:
-        raise StageError(
-            f"the file cannot be written: {os.strerror(e.errno or 0).lower()}",
-            where=str(path),
-            fix="free some space, or write elsewhere",
-        ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_exported_program(path: Path, *, trust_pickle: bool = False) -> LoadedModel:
@@ -125,6 +39,7 @@ def load_exported_program(path: Path, *, trust_pickle: bool = False) -> LoadedMo
     program, extra = read_program(path)
     names, examples = _example_inputs(program, path)
     module = flat_module(program)
+    notes = in_float32(module, examples)
     restore_modules(module)
     axes = extra.get("dynamic_axes") or _guess_axis_names(program, names)
     return LoadedModel(
@@ -138,6 +53,7 @@ def load_exported_program(path: Path, *, trust_pickle: bool = False) -> LoadedMo
         },
         axis_limits=_axis_limits(program, names, axes),
         output_names=extra.get("output_names") or _output_names(program),
+        notes=notes,
     )
 
 
@@ -188,25 +104,11 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Hugging Face decoders return their cache, an object torch.export does not know."""
-    config = getattr(model, "config", None)
-    use_cache = getattr(config, "use_cache", None)
-    if use_cache:
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        if use_cache:
-            config.use_cache = use_cache  # type: ignore[union-attr]
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """torch.export logs warnings about its own internals that a user can do nothing about."""
     logger = logging.getLogger("torch")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # what it logs as an error it raises, too
     try:
         yield
     finally:
@@ -221,11 +123,11 @@ def read_program(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, An
     _register_output_types(path)
     try:
         # A file object, because torch refuses names that do not end in .pt2.
-        with _quiet_torch(), path.open("rb") as file:
+        with quiet_torch(), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
     except Exception as e:
         raise InputError(
-            f"torch {torch.__version__} cannot read the exported program: {_first_lines(e)}",
+            f"torch {torch.__version__} cannot read the exported program: {first_lines(e)}",
             where=str(path),
             fix="write it again with this version of torch: bitnet_export.save(model, path, ...)",
         ) from e
@@ -322,54 +224,7 @@ def _axis_limits(
     return limits
 
 
-def _call_arguments(
-    example_inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor,
-) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor] | None]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), None
-    return tuple(example_inputs), None
-
-
-def _check_names(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
-    """Raise InputError for an input that is no argument of forward."""
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
-        return
-    names = forward_names(model)
-    unknown = [name for name in inputs if name not in names]
-    if unknown:
-        raise InputError(
-            f"forward has no argument {unknown[0]}; it has {', '.join(names)}",
-            where="example_inputs",
-            fix="name the tensors after forward's arguments, or pass them as a tuple",
-        )
-
-
-def _with_dims(axes: Any, dims: dict[str, Any]) -> Any:
-    """Axis names -> torch.export.Dim, one for each name; anything else as it is."""
-    if not isinstance(axes, Mapping):
-        return axes
-    return {
-        i: dims.setdefault(axis, torch.export.Dim(axis)) if isinstance(axis, str) else axis
-        for i, axis in axes.items()
-    }
-
-
-def _axis_names(dynamic_shapes: DynamicShapes) -> dict[str, dict[int, str]]:
-    names: dict[str, dict[int, str]] = {}
-    for name, axes in dynamic_shapes.items():
-        items = axes.items() if isinstance(axes, Mapping) else enumerate(axes or ())
-        named = {i: str(getattr(a, "__name__", a)) for i, a in items if _is_named(a)}
-        if named:
-            names[name] = named
-    return names
-
-
-def _is_named(axis: Any) -> bool:
-    return isinstance(axis, str) or isinstance(getattr(axis, "__name__", None), str)
-
-
-def _first_lines(error: Exception, lines: int = 3) -> str:
+def first_lines(error: Exception, lines: int = 3) -> str:
+    """The beginning of a torch error, which can run to pages."""
     text = [line for line in str(error).splitlines() if line.strip()]
     return "\n".join(text[:lines]) or type(error).__name__

@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8",
 # different from each other, so that a confusion of axes shows.
 DEFAULT_BATCH = 2
 DEFAULT_LENGTH = 16
-_NAME = re.compile(r"[A-Za-z_][\w.]*\Z")
+_NAME = re.compile(r"\S+\Z")  # exporters write "input:0", "onnx::Gemm_0", "x.1"
 _AXIS = re.compile(r"[A-Za-z_]\w*\Z")
 
 
@@ -50,12 +50,16 @@ def parse_input_spec(text: str) -> InputSpec:
     """ "name:1x128:int64", "ids:batchxseq:int64", "x:batchx64" (float32) -> InputSpec.
 
     Dimensions are separated by "x"; a name makes the axis dynamic. An axis name with an "x" in
-    it needs commas as separators: "x:batch,x_axis". Raises InputError with the right form.
+    it needs commas as separators: "x:batch,x_axis". The name may hold colons. Raises InputError
+    with the right form.
     """
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
+    name, _, shape = text.rpartition(":")
+    dtype = "float32"
+    if ":" in name and not _is_shape(shape):
+        dtype = shape
+        name, _, shape = name.rpartition(":")
+    if not (name and shape and dtype):
         raise _bad_spec(text, "it is not NAME:SHAPE or NAME:SHAPE:DTYPE")
-    name, shape, dtype = parts[0], parts[1], parts[2] if len(parts) == 3 else "float32"
     if not _NAME.match(name):
         raise _bad_spec(text, f"{name!r} is not a valid input name")
     if dtype not in DTYPES:
@@ -70,6 +74,11 @@ def parse_input_spec(text: str) -> InputSpec:
         else:
             raise _bad_spec(text, f"dimension {token!r} is neither a size >= 1 nor an axis name")
     return InputSpec(name, tuple(dims), dtype)
+
+
+def _is_shape(text: str) -> bool:
+    """Whether it is dimensions rather than a dtype, as far as that can be told."""
+    return text not in DTYPES and (text[:1].isdigit() or "x" in text or "," in text)
 
 
 def _bad_spec(text: str, why: str) -> InputError:
@@ -150,10 +159,25 @@ def _random(
     return torch.randint(0, spec.high or 2, shape, generator=generator).to(dtype)
 
 
+def without_size_one(
+    inputs: Mapping[str, torch.Tensor], dynamic_axes: Mapping[str, Iterable[int]]
+) -> dict[str, torch.Tensor]:
+    """Repeat dynamic axes of size 1: torch.export takes a 1 for a constant."""
+    result = {}
+    for name, tensor in inputs.items():
+        for axis in dynamic_axes.get(name, ()):
+            if tensor.shape[axis] == 1:
+                tensor = tensor.repeat_interleave(2, dim=axis)
+        result[name] = tensor.contiguous()
+    return result
+
+
 def apply_overrides(
     known: Mapping[str, InputSpec], given: Mapping[str, InputSpec], where: str
 ) -> dict[str, InputSpec]:
-    """The known specs with the user's put over them; value ranges of known ones are kept.
+    """The known specs with the user's put over them; value ranges of known ones are kept. An axis
+    that is fixed or renamed in one input is so in those not given, too: ids with a fixed length
+    want a mask of that length.
 
     Raises InputError for a name the model does not have.
     """
@@ -164,7 +188,14 @@ def apply_overrides(
             where=where,
             fix="correct the name in --input",
         )
-    merged = dict(known)
-    for name, spec in given.items():
-        merged[name] = replace(spec, high=known[name].high)
+    changed = {
+        old: new
+        for name, spec in given.items()
+        for old, new in zip(known[name].dims, spec.dims, strict=False)
+        if isinstance(old, str)
+    }
+    merged = {}
+    for name, own in known.items():
+        dims = tuple(changed.get(d, d) if isinstance(d, str) else d for d in own.dims)
+        merged[name] = replace(given.get(name, replace(own, dims=dims)), high=own.high)
     return merged

@@ -64,8 +64,19 @@ class NoSignature(nn.Module):
         return self.layer(x)
 
 
+class Branching(Mlp):
+    """Control flow that depends on values, which torch.export cannot trace."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
 def mlp() -> nn.Module:
     return Mlp()
+
+
+def branching() -> nn.Module:
+    return Branching()
 
 
 def no_module() -> int:

@@ -1,6 +1,7 @@
 """torch.export programs come back as modules: same outputs, same keys, trainable, exportable."""
 
 import copy
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from bitnet_export.load import load, save
 from tests.load.models import (
     BATCH_SEQUENCE,
     Awkward,
+    Branching,
     Mlp,
     TiedTransformer,
     tiny_model,
@@ -188,6 +190,49 @@ def test_save_is_atomic_and_explains(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_to_do_where_torch_gives_up(tmp_path):
+    @dataclass
+    class Answer:
+        y: torch.Tensor
+
+    class Structured(Mlp):
+        def forward(self, x):
+            return Answer(super().forward(x))
+
+    x = {"x": torch.ones(2, 12)}
+    with pytest.raises(InputError, match="return tensors from forward"):
+        save(Structured(), tmp_path / "m.pt", x)
+    with pytest.raises(InputError, match=r"control flow .* by torch\.where"):
+        save(Branching(), tmp_path / "m.pt", x, {"x": BATCH})
+    with pytest.raises(InputError, match="dynamic_shapes: forward has no argument z; it has x"):
+        save(Branching(), tmp_path / "m.pt", x, {"z": BATCH})
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(1, 12), {"input": torch.ones(1, 12)}])
+def test_a_batch_of_one_can_be_dynamic(tmp_path, inputs):
+    loaded = load(save(Mlp(), tmp_path / "m.pt", inputs, {"input": BATCH}))
+    assert loaded.dynamic_axes == {"input": BATCH}
+    assert loaded.module(torch.ones(5, 12)).shape == (5, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_another_type_are_loaded_as_float32(tmp_path, dtype):
+    class Casting(Mlp):
+        def forward(self, x):
+            scale = torch.tensor([0.5], dtype=self[0].weight.dtype)
+            return super().forward(x.to(self[0].weight.dtype) * scale)
+
+    model = Casting().eval()
+    expected = model(torch.ones(2, 12) / 3).detach()
+    loaded = load(save(model.to(dtype), tmp_path / "m.pt", torch.ones(2, 12) / 3))
+    assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
+    assert loaded.notes == [f"its {str(dtype)[6:]} weights are loaded as float32"]
+    # bfloat16 weights have 8 bits
+    torch.testing.assert_close(
+        loaded.module(*loaded.example_inputs.values()), expected, rtol=0.02, atol=0.02
+    )
+
+
 def test_overrides(files):
     loaded = load(files / "mlp.pt2", input_specs=["input:7x12"])
     assert loaded.example_inputs["input"].shape == (7, 12)
@@ -202,9 +247,15 @@ def test_data_becomes_the_example(files, tmp_path):
     np.savez(tmp_path / "d.npz", ids=np.full((4, 9), 3))
     loaded = load(files / "tied.pt", data=tmp_path / "d.npz")
     assert loaded.example_inputs["ids"].tolist() == [[3] * 9] * 2
-    np.savez(tmp_path / "bad.npz", ids=np.zeros((4, 9, 2)))
-    with pytest.raises(InputError, match="the model takes"):
-        load(files / "tied.pt", data=tmp_path / "bad.npz")
+    for bad, message in (
+        (np.zeros((4, 9, 2)), "the model takes"),
+        (np.full((4, 9), 0.5), "no int64, which the model takes"),
+        (np.full((4, 9), np.nan), "36 NaN values of 36"),
+        (np.full((4, 9), "a"), "not numbers"),
+    ):
+        np.savez(tmp_path / "bad.npz", ids=bad)
+        with pytest.raises(InputError, match=message):
+            load(files / "tied.pt", data=tmp_path / "bad.npz")
 
 
 def test_wrong_input_names_are_explained(tmp_path):

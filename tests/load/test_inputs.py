@@ -18,11 +18,15 @@ from bitnet_export.load.inputs import InputSpec, make_inputs, parse_input_spec, 
         ("x:8", (8,), "float32"),
         ("x:batch,max_length", ("batch", "max_length"), "float32"),
         ("model.x:Nx3x224x224:float16", ("N", 3, 224, 224), "float16"),
+        ("x:batch:bool", ("batch",), "bool"),
+        ("onnx::Gemm_0:1x64", (1, 64), "float32"),
+        ("input:0:batchx64:float16", ("batch", 64), "float16"),
     ],
 )
 def test_parse(text, dims, dtype):
     spec = parse_input_spec(text)
     assert (spec.dims, spec.dtype) == (dims, dtype)
+    assert text.startswith(f"{spec.name}:{dims[0]}")
 
 
 @pytest.mark.parametrize(

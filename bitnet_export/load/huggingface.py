@@ -26,6 +26,9 @@ from bitnet_export.load.model import LoadedModel
 # SDPA exports with dynamic shapes and becomes one Softmax between two MatMuls, as eager does,
 # but keeps the additive mask in one place, which ONNX Runtime's fusions recognise.
 ATTENTION = "sdpa"
+# Pixels a side where the config does not say: that of ImageNet's classifiers.
+USUAL_IMAGE = 224
+OWN_WAY = "write it with bitnet_export.save(model, path, example_inputs) and pass that file"
 
 
 class HuggingFaceModule(nn.Module):
@@ -131,10 +134,11 @@ def wrap(
         )
     kind = _wrapper_class(model, config, path, input_names)
     wrapper = kind(model)
-    specs = _input_specs(kind, config)
+    notes = [f"left out {dropped}: the checkpoint has no weights for it"] if dropped else []
+    specs = _input_specs(kind, config, notes)
     limit = getattr(config, "max_position_embeddings", None)
     inputs = make_inputs(specs, limit=limit)
-    wrapper.output_names = _output_names(model, inputs)
+    wrapper.output_names = _output_names(model, inputs, path)
     axes = axis_sizes(specs)
     return LoadedModel(
         name=path.resolve().name,
@@ -146,7 +150,7 @@ def wrap(
         axis_limits={a: limit for a in axes if limit and a.endswith("sequence")},
         output_names=wrapper.output_names,
         hf_config=config,
-        notes=[f"left out {dropped}: the checkpoint has no weights for it"] if dropped else [],
+        notes=notes,
         float_layers=_float_layers(model, bitnet),
     )
 
@@ -315,7 +319,7 @@ def _wrapper_class(
         raise InputError(
             f"{type(model).__name__} takes {main}, for which there are no example inputs",
             where=str(path),
-            fix="write it with bitnet_export.save(model, path, example_inputs) and pass that file",
+            fix=OWN_WAY,
         )
     if getattr(config, "is_encoder_decoder", False):
         return EncoderDecoderModule
@@ -326,9 +330,16 @@ def _wrapper_class(
     return TextModule
 
 
-def _input_specs(kind: type[HuggingFaceModule], config: Any) -> list[InputSpec]:
+def _input_specs(kind: type[HuggingFaceModule], config: Any, notes: list[str]) -> list[InputSpec]:
+    """What config says about the inputs; what it does not say is assumed and noted."""
     if kind is ImageModule:
-        size = config.image_size
+        size = getattr(config, "image_size", None)
+        if size is None:  # a ResNet takes any
+            size = USUAL_IMAGE
+            notes.append(
+                f"config.json names no image size: {size} x {size} pixels are assumed; "
+                f"--input pixel_values:batchx3x{size}x{size} sets them"
+            )
         height, width = (size, size) if isinstance(size, int) else size
         channels = getattr(config, "num_channels", 3)
         return [InputSpec("pixel_values", ("batch", channels, height, width))]
@@ -346,11 +357,21 @@ def _input_specs(kind: type[HuggingFaceModule], config: Any) -> list[InputSpec]:
     ]
 
 
-def _output_names(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[str]:
-    """The tensors among the model's outputs, by name, in order."""
-    with torch.no_grad():
-        outputs = model(**inputs, return_dict=True)
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
+def _output_names(model: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> list[str]:
+    """The tensors among the model's outputs, by name, in order. Raises InputError for a model that
+    takes other inputs than those of its kind."""
+    try:
+        with torch.no_grad():
+            outputs = model(**inputs, return_dict=True)
+        names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
+    except Exception as e:  # whatever the model raises
+        raise InputError(
+            f"{type(model).__name__} does not run on {', '.join(inputs)} alone: {_first(e)}",
+            where=str(path),
+            fix=OWN_WAY,
+        ) from e
+    if not names:
+        raise InputError(f"{type(model).__name__} returns no tensors", where=str(path), fix=OWN_WAY)
     # An encoder-decoder also hands out its encoder's states: a by-product of the logits.
     return [n for n in names if not (n.startswith("encoder_") and len(names) > 1)]
 

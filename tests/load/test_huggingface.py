@@ -77,6 +77,31 @@ def test_data_without_segments(bert_directory, tmp_path):
     assert list(loaded.example_inputs) == ["input_ids", "attention_mask"]
 
 
+def test_an_image_size_that_the_config_does_not_name_is_assumed(tmp_path):
+    import transformers
+
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    loaded = load(tmp_path, input_specs=["pixel_values:batchx3x32x32"])
+    assert "224 x 224 pixels are assumed" in loaded.notes[0]
+    assert loaded.example_inputs["pixel_values"].shape == (2, 3, 32, 32)
+    assert loaded.output_names == ["logits"]
+
+
+def test_a_model_that_needs_other_inputs_is_refused_with_a_way_out(tmp_path):
+    import transformers
+
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 40},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"CLIPModel does not run on input_ids, attention_mask"):
+        load(tmp_path)
+
+
 def test_unknown_architecture_falls_back(bert_directory, tmp_path):
     shutil.copytree(bert_directory, tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())
@@ -119,6 +144,6 @@ def test_nan_weights(tmp_path):
 
 
 def test_overridden_shape(bert_directory):
-    loaded = load(bert_directory, input_specs=["input_ids:1x8:int64", "attention_mask:1x8:int64"])
-    assert loaded.example_inputs["input_ids"].shape == (1, 8)
-    assert "input_ids" not in loaded.dynamic_axes
+    loaded = load(bert_directory, input_specs=["input_ids:1x8:int64"])
+    assert {tuple(t.shape) for t in loaded.example_inputs.values()} == {(1, 8)}
+    assert loaded.dynamic_axes == {}

@@ -20,12 +20,16 @@ from bitnet_export.stages import Stages, on_step
 if TYPE_CHECKING:
     from torch import nn
 
-    from bitnet_export.load import LoadedModel
+    from bitnet_export.load import ArrayData, LoadedModel
     from bitnet_export.report.schema import FinetuneBlock
     from bitnet_export.ternary import TernaryConfig
     from bitnet_export.ternary.finetune_config import FinetuneConfig, FinetuneResult
     from bitnet_export.ternary.parallel import Group
     from bitnet_export.ternary.recipes import Recipe
+
+
+# Kinds of models that torch.export has not seen yet, nor others of their architecture.
+NEVER_EXPORTED = ("state_dict", "pickle")
 
 
 def run_finetune(options: FinetuneOptions, progress: Progress | None = None) -> Path:
@@ -63,7 +67,8 @@ def _finetune_together(options: FinetuneOptions, progress: Progress, group: Grou
 
 
 def _open_trainable(options: FinetuneOptions, stage: Stages) -> LoadedModel:
-    """The model of the options, which must be a module, and there must be data."""
+    """The model of the options, which must be a module that can be written when it is trained; and
+    there must be data."""
     import torch
 
     if options.data is None:
@@ -82,6 +87,11 @@ def _open_trainable(options: FinetuneOptions, stage: Stages) -> LoadedModel:
             where=str(options.model),
             fix="fine-tune the PyTorch model it came from (bitnet_export.save writes it)",
         )
+    if loaded.kind in NEVER_EXPORTED:
+        from bitnet_export.load.save_program import export_program
+
+        with stage("check", "torch.export"):
+            export_program(loaded.module, loaded.example_inputs, loaded.dynamic_axes)
     return loaded
 
 
@@ -120,15 +130,32 @@ def _train(
     result = finetune(
         loaded.module,
         teacher,
-        options.data,
+        _samples(loaded, options.data),
         config,
-        eval_data=options.eval_data,
+        eval_data=options.eval_data and _samples(loaded, options.eval_data),
         tokenizer=options.tokenizer or own_tokenizer(options.model),
         progress=on_step(progress),
     )
     for text in result.missing:
         progress.note(f"not in the loss: {text}")
     return result
+
+
+def _samples(loaded: LoadedModel, path: Path) -> Path | ArrayData:
+    """A file of arrays, the model's inputs among them in the dtypes it takes; a directory of text
+    as it is. Raises InputError for an input that is missing or does not fit."""
+    from bitnet_export.load import ArrayData, load_data
+    from bitnet_export.load.data import as_dtype
+    from bitnet_export.load.model import array_dtype
+
+    if path.is_dir():
+        return path
+    data = load_data(path)
+    inputs = data.select(list(loaded.example_inputs))
+    for name, array in inputs.items():
+        dtype = array_dtype(name, loaded.example_inputs[name], data.source)
+        inputs[name] = as_dtype(array, dtype, name, data.source)
+    return ArrayData(data.arrays | inputs, data.source)
 
 
 def _save(loaded: LoadedModel, output: Path) -> None:
@@ -161,7 +188,8 @@ def finetune_for_export(
     assert loaded.module is not None
     config = recipe.finetune_config(steps=options.finetune_steps, seed=options.seed)
     check_batch(loaded, config.batch_size)
-    result = finetune(loaded.module, teacher, options.data, config, progress=on_step(progress))
+    samples = _samples(loaded, options.data)
+    result = finetune(loaded.module, teacher, samples, config, progress=on_step(progress))
     return history.finetune_block(result, config)
 
 

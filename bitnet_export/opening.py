@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 
 def load_model(options: ModelOptions, progress: Progress) -> LoadedModel:
-    """What load() makes of the model the options name; its notes are told."""
+    """What load() makes of the model the options name; its notes are told. Of a file that finetune
+    wrote, the factory is for what that was trained from."""
     from bitnet_export.load import load
 
     data = options.data
     if data is not None and data.is_dir():
         data = None  # a directory of text is for fine-tuning only
+    trained = history.read_history(options.model) is not None
     loaded = load(
         options.model,
-        factory=options.factory,
+        factory=None if trained else options.factory,
         input_specs=options.input_specs,
         data=data,
         trust_pickle=options.trust_pickle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,18 @@ MAX_ROWS = 8
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
-    """Raise UsageError if ``path`` exists and may not be replaced."""
+    """Raise UsageError if ``path`` exists and may not be replaced, or cannot be made: better now
+    than when the work of an hour is to be written."""
+    where = f"--output {path}"
     if path.is_dir():
-        raise UsageError("it is a directory", where=f"--output {path}", fix="name a file")
+        raise UsageError("it is a directory", where=where, fix="name a file")
     if path.exists() and not overwrite:
-        raise UsageError(
-            "the file exists", where=f"--output {path}", fix="pass --force to replace it"
-        )
+        raise UsageError("the file exists", where=where, fix="pass --force to replace it")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UsageError(f"{parent} is a file", where=where, fix="name a file in a directory")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"nothing can be written in {parent}", where=where, fix="choose another")
 
 
 def show_report(report: Report, *, as_json: bool, directory: Path | None = None) -> int:
@@ -97,7 +103,7 @@ def _other_sizes(size: SizeBlock) -> list[tuple[str, ...]]:
 
 def _parity_line(report: Report) -> list[str]:
     if not report.parity:
-        return []
+        return ["parity: not checked"]
     good = sum(row.passed for row in report.parity)
     worst = max((row.max_abs for row in report.parity if row.max_abs is not None), default=None)
     largest = f", largest difference {worst:.2g}" if worst is not None else ""

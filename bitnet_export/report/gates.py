@@ -80,7 +80,9 @@ def _finite_gate(report: Report) -> GateRow:
     if report.quality and report.quality.value is None and not rows:
         bad.append(report.quality.metric)
     measured = bool(report.parity or report.quality or report.speed or report.size)
-    detail = f"NaN or infinite: {'; '.join(bad)}" if bad else "no NaN and no infinity"
+    looked = report.parity or report.quality
+    clean = "no NaN and no infinity" if looked else "no output was looked at"
+    detail = f"NaN or infinite: {'; '.join(bad)}" if bad else clean
     return GateRow(
         name="finite",
         value=float(len(bad)),

@@ -73,6 +73,8 @@ def test_quality_that_is_not_finite_fails_without_a_limit():
 def test_a_benchmark_needs_no_parity_but_an_empty_run_never_passes():
     speed = replace(sample.unjudged(), parity=[])
     assert judge(speed, parity=False).passed
+    unlooked = judge(replace(speed, quality=None), parity=False)
+    assert unlooked.gates[0].detail == "no output was looked at"
     nothing = replace(speed, speed=[], size=None, quality=None)
     assert not judge(nothing, parity=False).passed
 

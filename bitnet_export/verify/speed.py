@@ -68,7 +68,7 @@ def measure_speed(
     rows = []
     for case in cases:
         on_case(case.label)
-        runs = [_bind(session, case) for session in sessions]
+        runs = [_bind(s, case, p) for s, p in zip(sessions, paths, strict=True)]
         before, after = time_interleaved(runs, samples=samples, budget_s=budget_s, seed=seed)
         used = [measure_memory(p, case.feeds, count) if memory else None for p in paths]
         row = speed_row(case.label, count, name, provider, before, after)
@@ -76,9 +76,15 @@ def measure_speed(
     return rows
 
 
-def _bind(session: Any, case: Case) -> Callable[[], Any]:
+def _bind(session: Any, case: Case, path: Path | str) -> Callable[[], Any]:
     """A call without arguments: the feeds are picked once, outside the timing."""
     wanted = {i.name for i in session.get_inputs()}
+    if unknown := sorted(wanted - case.feeds.keys()):
+        raise InputError(
+            f"takes {', '.join(unknown)}, which the other model has no input for",
+            where=str(path),
+            fix=f"compare with a model that takes {', '.join(case.feeds)}",
+        )
     feeds = {k: np.ascontiguousarray(v) for k, v in case.feeds.items() if k in wanted}
     return lambda: session.run(None, feeds)
 

@@ -69,6 +69,12 @@ def test_refuses_nothing_and_absent_provider(tmp_path):
         speed.measure_speed(path, path, [case], provider="CUDAExecutionProvider")
 
 
+def test_a_baseline_with_other_inputs_is_refused(tmp_path):
+    path = models.write(tmp_path / "float.onnx", "float")
+    with pytest.raises(InputError, match="which the other model has no input for"):
+        speed.measure_speed(path, path, [Case("batch=1", {"other": np.zeros(1)})], threads=1)
+
+
 def test_memory_of_a_fresh_process(tmp_path):
     path = models.write(tmp_path / "m.onnx", "float")
     used = measure_memory(path, models.example(), 1)

@@ -82,8 +82,8 @@ def markdown(
         row.append("cold" if cell.cold else "hot")
         for one in contenders:
             time_us = cell.median(one.name)
-            share = limits[cell.threads].microseconds(cell, one) / time_us
-            row.append(f"{time_us:.1f} ({share:.0%})")
+            least = limits[cell.threads].microseconds(cell, one)
+            row.append(f"{time_us:.1f} ({f'{least / time_us:.0%}' if least else '?'})")
         row += [f"{cell.median(c.name) / cell.median(OURS):.2f}" for c in peers]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"

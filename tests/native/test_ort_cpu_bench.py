@@ -7,12 +7,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bitnet_export.errors import StageError
 from bitnet_export.native import BUILD_DIR
 
 from .conftest import REPOSITORY, Unavailable
 from .test_ort_cpu import library
 
 __all__ = ["library"]
+
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+from cpu_tools import contenders, limits, timing
+
+
+def test_a_wrong_product_is_not_timed(library: Path) -> None:
+    wrong = contenders.Contender("upside down", "MatMul", lambda w: contenders.fp32(w[::-1]))
+    group = timing.Group(64, 16, 1, False, (1,))
+    with pytest.raises(StageError, match=r"upside down, K=64 N=16 M=1: its product is off by"):
+        next(timing.measure_group(group, 1, 0.0001, [*contenders.CONTENDERS, wrong]))
+
+
+def test_no_limit_is_made_up_where_none_was_measured() -> None:
+    unknown = limits.Limits("portable", 1, 0.0, 0.0, 0.0)
+    cell = timing.Cell(64, 16, 1, 1, False)
+    assert unknown.microseconds(cell, contenders.CONTENDERS[0]) is None
 
 
 def test_bench_cpu(library: Path, unavailable: Unavailable, tmp_path: Path) -> None:

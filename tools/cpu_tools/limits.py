@@ -28,9 +28,12 @@ class Limits:
     fp32_gmac: float
     read_gb: float
 
-    def microseconds(self, cell: Cell, contender: Contender) -> float:
-        """The least time the cell could take: its products or, cold, reading its weights."""
+    def microseconds(self, cell: Cell, contender: Contender) -> float | None:
+        """The least time the cell could take: its products or, cold, reading its weights. None
+        where cpu_limits measures nothing: on the portable path."""
         peak = self.fp32_gmac if contender.peak == "fp32" else self.int8_gmac
+        if not peak:
+            return None
         products = cell.M * cell.K * cell.N / (peak * 1e3)
         if not cell.cold:
             return products

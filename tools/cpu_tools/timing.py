@@ -1,5 +1,6 @@
 """Time contenders on one product in turns: open sessions once, then every number of rows.
 
+A contender's product is checked before it is timed.
 All contenders of a cell take turns in rounds of random order, so that other load hits them alike.
 With one thread the clock is that thread's own processor time, which leaves out what other programs
 take; with several it is the wall clock.
@@ -12,15 +13,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
 
+from bitnet_export.errors import StageError
 from bitnet_export.native import find_library
 from cpu_tools.contenders import Array, Contender, build_model
 
 COLD_BYTES = 96 << 20  # of weights a contender rotates through: more than the L3 cache holds
 SMALL = 1 << 20  # weights; the time of a session.run would show
+# Of the largest output: int8 activations, by row, block or tensor, are off by some 1 %.
+TOLERANCE, CHECKED_ROWS = 0.05, 4
 
 
 @dataclass
@@ -70,13 +75,26 @@ def open_session(contender: Contender, w: Array, copies: int, threads: int) -> o
     return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
-def bound_run(session: ort.InferenceSession, x: Array) -> Callable[[], None]:
-    """A function that runs the model once, with inputs and outputs bound in advance."""
+def bind(session: ort.InferenceSession, x: Array) -> ort.IOBinding:
+    """Inputs and outputs of the model, bound once for all its runs."""
     binding = session.io_binding()
     binding.bind_cpu_input("X", x)
     for output in session.get_outputs():
         binding.bind_output(output.name)
-    return lambda: session.run_with_iobinding(binding)
+    return binding
+
+
+def check(name: str, binding: ort.IOBinding, x: Array, w: Array) -> None:
+    """Raise StageError unless the first output is about x . w^T: a wrong product is no peer."""
+    want = x[:CHECKED_ROWS] @ w.T.astype(np.float32)
+    got = binding.get_outputs()[0].numpy()[:CHECKED_ROWS]
+    error = float(np.abs(got - want).max() / np.abs(want).max())
+    if not error <= TOLERANCE:
+        n, k = w.shape
+        raise StageError(
+            f"its product is off by {error:.0%} of the largest output",
+            where=f"{name}, K={k} N={n} M={len(x)}",
+        )
 
 
 def measure_group(
@@ -88,11 +106,13 @@ def measure_group(
     sessions = {c.name: open_session(c, w, copies[c.name], group.threads) for c in contenders}
     for m in group.rows:
         x = np.random.default_rng(m).standard_normal((m, group.K)).astype(np.float32)
-        runs = {name: bound_run(session, x) for name, session in sessions.items()}
+        bindings = {name: bind(session, x) for name, session in sessions.items()}
+        runs = {name: partial(sessions[name].run_with_iobinding, b) for name, b in bindings.items()}
         cell = Cell(group.K, group.N, m, group.threads, group.cold, {name: [] for name in runs})
         loops = {}
         for name, run in runs.items():
             run()
+            check(name, bindings[name], x, w)
             loops[name] = max(1, int(seconds / timed(run, 1, group.threads)))
         for _ in range(rounds):
             for name in random.sample(list(runs), len(runs)):

@@ -42,12 +42,12 @@ _DTYPES = {
 def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by name; feeds the graph does not take are left out (an exporter may drop one), the
     others are given in its dtypes. Raises InputError for values that do not fit them."""
-    wanted = {i.name: _DTYPES.get(i.type) for i in session.get_inputs()}
-    given = {
-        name: as_dtype(np.asarray(array), wanted[name], name, "feeds") if wanted[name] else array
-        for name, array in feeds.items()
-        if name in wanted
-    }
+    wanted = {i.name: i.type for i in session.get_inputs()}
+    given = {name: array for name, array in feeds.items() if name in wanted}
+    for name, array in given.items():
+        dtype = _DTYPES.get(wanted[name])
+        if dtype is not None:
+            given[name] = as_dtype(np.asarray(array), dtype, name, "feeds")
     outputs = session.run(None, given)
     return dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
 

@@ -9,7 +9,7 @@ from bitnet_export.errors import InputError, MissingRequirement, StageError
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.feeds import Case, derive_shapes, make_cases
 from bitnet_export.verify.parity import Pair, compare_arrays, run_parity
-from bitnet_export.verify.runners import TorchRunner, load_results, onnx_runner
+from bitnet_export.verify.runners import TorchRunner, load_results, onnx_runner, run_session
 from bitnet_export.verify.tolerances import DEEP_LAYERS, TOLERANCES, tolerance_for
 from tests.verify import models
 
@@ -24,6 +24,17 @@ def files(tmp_path):
 def cases():
     example = models.example()
     return make_cases(derive_shapes(example, models.AXES), example, models.AXES)
+
+
+def test_a_session_is_fed_in_its_own_dtypes(tmp_path):
+    session = open_session(models.write(tmp_path / "m.onnx", "float"), threads=1)
+    x = np.round(models.example()["x"] * 3)
+    (expected,) = run_session(session, {"x": x}).values()
+    for dtype in (np.float64, np.int8):
+        (y,) = run_session(session, {"x": x.astype(dtype), "label": np.zeros(2)}).values()
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+    with pytest.raises(InputError, match="no float32, which the model takes"):
+        run_session(session, {"x": x.astype(str)})
 
 
 class Reference(torch.nn.Module):

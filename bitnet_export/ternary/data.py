@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitnet_export.errors import InputError, MissingRequirement, UsageError
+from bitnet_export.errors import InputError, MissingRequirement, UsageError, first_line
 from bitnet_export.load.data import ArrayData, load_data
 
 Batch = dict[str, Tensor]
@@ -260,9 +260,20 @@ def _tokenize(lines: Sequence[str], path: Path, max_length: int) -> list[dict[st
         raise MissingRequirement(
             "this tokenizer needs transformers", where=str(path), fix="pip install transformers"
         ) from e
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as e:  # OSError, ValueError, or what a damaged file makes of it
+        raise _no_tokenizer(path, e) from e
     encoded = tokenizer(list(lines), truncation=True, max_length=max_length)
     return [{name: values[i] for name, values in encoded.items()} for i in range(len(lines))]
+
+
+def _no_tokenizer(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"no tokenizer can be read from it: {first_line(error)}",
+        where=str(path),
+        fix="pass a tokenizer.json, or the Hugging Face directory of the tokenizer",
+    )
 
 
 def _tokenize_fast(lines: Sequence[str], file: Path, max_length: int) -> list[dict[str, list[int]]]:
@@ -272,7 +283,10 @@ def _tokenize_fast(lines: Sequence[str], file: Path, max_length: int) -> list[di
         raise MissingRequirement(
             "a tokenizer.json needs the tokenizers package", fix="pip install tokenizers"
         ) from e
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as e:  # the library raises nothing more precise
+        raise _no_tokenizer(file, e) from e
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
     return [

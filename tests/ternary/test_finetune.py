@@ -315,6 +315,9 @@ def test_text_errors_say_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="cannot take samples"):
         as_samples(42)
     json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "vocab.txt").write_text("w1\nw2\n")
+    with pytest.raises(InputError, match="no tokenizer can be read from it"):
+        as_samples(["some text"], tmp_path / "vocab.txt")
 
 
 def test_batches_cover_each_epoch_once_and_depend_only_on_seed_and_step():

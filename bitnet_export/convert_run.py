@@ -46,22 +46,11 @@ def run_convert(options: ConvertOptions, progress: Progress | None = None) -> Pa
             "quantize them to int8"
         )
     progress.stage("convert", options.to)
-    source = options.base or _base(options.model, trained[0] if trained else None)
+    source = options.base or history.origin(options.model)
+    if source is not None and not source.exists():
+        source = None
     _WRITERS[options.to](loaded, output, source, options, progress)
     return output
-
-
-def _base(model: Path, trained_from: Path | None) -> Path | None:
-    """The Hugging Face model that a file goes back to: what it was fine-tuned from, at the start
-    of any chain of fine-tunings."""
-    seen: set[Path] = set()
-    while trained_from is not None and trained_from not in seen:
-        seen.add(trained_from)
-        found = history.read_history(trained_from)
-        if found is None:
-            return trained_from if trained_from.exists() else None
-        trained_from = found[0]
-    return None
 
 
 def _state_dict(

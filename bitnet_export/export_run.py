@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes, subject
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, UsageError
 from bitnet_export.finetune_run import finetune_for_export
-from bitnet_export.opening import load_model, ternary_config
+from bitnet_export.opening import load_model, ternary_config, unmatched
 from bitnet_export.options import ExportOptions
 from bitnet_export.stages import Stages
 
@@ -78,6 +78,7 @@ class ExportRun:
         with self.stage("ternarize", self.config.quantizer):
             teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None
             statuses = prepare(loaded.module, self.config)
+        self.warnings += unmatched(options.ternary, [s.name for s in statuses])
         if post_training.wanted(options, self.recipe):
             with self.stage("calibrate"):
                 self.refined = post_training.refine(
@@ -113,19 +114,22 @@ class ExportRun:
         found = history.read_history(self.options.model)
         if found is None:
             return
-        source, self.finetuned, trained_bits = found
+        _, self.finetuned, trained_bits = found
         if trained_bits != self.config.activation_bits:
             self.warnings.append(
                 f"the model was fine-tuned with --activation-bits {trained_bits} and is exported "
                 f"with {self.config.activation_bits}"
             )
-        if not source.exists():
+        source = history.origin(self.options.model)
+        assert source is not None
+        try:
+            original = load_model(replace(self.options, model=source), self.stage.progress)
+        except UsageError as error:
             self.warnings.append(
-                f"{source}, which this model was fine-tuned from, is gone; quality is judged "
-                "against the fine-tuned weights themselves"
+                f"{source}, which this model was fine-tuned from, cannot be read "
+                f"({error.what}); quality is judged against the fine-tuned weights themselves"
             )
             return
-        original = load_model(replace(self.options, model=source), self.stage.progress)
         onnx_io.write_model(self._export(original), self.out / assess.REFERENCE)
 
     def _export(self, loaded: LoadedModel) -> onnx.ModelProto:
@@ -174,6 +178,7 @@ class ExportRun:
             for n in names
         ]
         self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
+        self.warnings += unmatched(self.options.ternary, [row.name for row in self.layers])
         return ternary
 
     def store_kept(self, lowered: Lowered) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_export import history
 from bitnet_export.errors import InputError, UsageError
-from bitnet_export.opening import load_model, own_tokenizer, pick_recipe, ternary_config
+from bitnet_export.opening import load_model, own_tokenizer, pick_recipe, ternary_config, unmatched
 from bitnet_export.options import ExportOptions, FinetuneOptions, Progress, SilentProgress
 from bitnet_export.stages import Stages, on_step
 
@@ -52,7 +52,7 @@ def _finetune_together(options: FinetuneOptions, progress: Progress, group: Grou
     ternary, config = ternary_config(recipe, options, loaded), _config(recipe, options)
     check_batch(loaded, config.batch_size)
     with stage("ternarize", ternary.quantizer):
-        teacher = _prepare(loaded, ternary, options.device)
+        teacher = _prepare(loaded, ternary, options, progress)
     with stage("fine-tune", f"{config.steps} steps"):
         result = _train(loaded, teacher, options, config, progress)
     if not group.leads:
@@ -105,14 +105,18 @@ def _config(recipe: Recipe, options: FinetuneOptions) -> FinetuneConfig:
     return recipe.finetune_config(**given | {"bf16": options.bf16 or None})
 
 
-def _prepare(loaded: LoadedModel, ternary: TernaryConfig, device: str) -> nn.Module:
+def _prepare(
+    loaded: LoadedModel, ternary: TernaryConfig, options: FinetuneOptions, progress: Progress
+) -> nn.Module:
     """Make the module trainable as a ternary one, in place; -> the teacher, a copy from before."""
     from bitnet_export.ternary import prepare
 
     assert loaded.module is not None
-    teacher = copy.deepcopy(loaded.module).to(device)
-    prepare(loaded.module, ternary)
-    loaded.module.to(device)
+    teacher = copy.deepcopy(loaded.module).to(options.device)
+    statuses = prepare(loaded.module, ternary)
+    for text in unmatched(options.ternary, [s.name for s in statuses]):
+        progress.warn(text)
+    loaded.module.to(options.device)
     return teacher
 
 

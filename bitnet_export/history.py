@@ -68,6 +68,15 @@ def trained_recipe(model: Path) -> str:
         return ""
 
 
+def origin(model: Path) -> Path | None:
+    """What a file of finetune was trained from, at the start of any chain of fine-tunings; None for
+    a file that finetune did not write."""
+    chain = [model]
+    while (found := read_history(chain[-1])) is not None and found[0] not in chain:
+        chain.append(found[0])
+    return chain[-1] if len(chain) > 1 else None
+
+
 def read_history(model: Path) -> tuple[Path, FinetuneBlock, int] | None:
     """(full-precision source, training, activation bits) of a model file that finetune wrote and
     nobody changed since, else None."""

@@ -5,7 +5,9 @@ Reading files is load/'s work, what recipes there are ternary/recipes.py's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from bitnet_export.options import (
     FinetuneOptions,
     ModelOptions,
     Progress,
+    TernaryOptions,
     VerifyOptions,
 )
 
@@ -62,10 +65,10 @@ def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progre
             where="--kv-cache",
             fix="use --target onnx or ort, or leave the cache out",
         )
-    found = history.read_history(options.model)
-    if found is None:
+    source = history.origin(options.model)
+    if source is None:
         return with_kv_cache(loaded)
-    original = load_model(replace(options, model=found[0], kv_cache=False), progress)
+    original = load_model(replace(options, model=source, kv_cache=False), progress)
     take_weights(original, loaded)
     return with_kv_cache(original)
 
@@ -134,6 +137,20 @@ def ternary_config(
     stays so."""
     config = recipe.config(**options.ternary.as_kwargs())
     return replace(config, exclude=(*config.exclude, *loaded.float_layers))
+
+
+def unmatched(options: TernaryOptions, layers: Sequence[str]) -> list[str]:
+    """A warning for each pattern of --exclude and --include that names none of the layers: most
+    likely a slip."""
+    from bitnet_export.ternary.config import DEFAULT_EXCLUDE
+
+    given = [("--exclude", p) for p in options.exclude or () if p not in DEFAULT_EXCLUDE]
+    given += [("--include", pattern) for pattern in options.include or ()]
+    return [
+        f"{flag} {pattern} matches no layer; the report lists their names"
+        for flag, pattern in given
+        if not any(fnmatchcase(name, pattern) for name in layers)
+    ]
 
 
 def _traits(loaded: LoadedModel) -> Traits:

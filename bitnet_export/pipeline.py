@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bitnet_export import assess, compress, manifest, onnx_io, shapes
-from bitnet_export.errors import MissingRequirement, UsageError
+from bitnet_export.errors import InputError, MissingRequirement, UsageError
 from bitnet_export.export_run import ExportRun, drop_intermediate
 from bitnet_export.opening import load_model, pick_recipe, reference_onnx
 from bitnet_export.options import (
@@ -65,10 +65,21 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Repo
 def _check_options(options: ExportOptions, target: Target) -> None:
     """What can be refused before the model is read."""
     from bitnet_export.passes.base import check_skippable
+    from bitnet_export.verify.quality import load_metric
 
     check_replaceable(options.directory, options.overwrite)
     check_skippable(options.skip_passes)
     target.check_options(options)
+    if options.metric is not None:
+        load_metric(options.metric)
+        if not options.verify:
+            raise UsageError(
+                "nothing is measured without verification",
+                where="--metric --no-verify",
+                fix="leave one of the two out",
+            )
+    if options.metric_data is not None and not options.metric_data.exists():
+        raise InputError("there is no such file", where=f"--metric-data {options.metric_data}")
     if options.compress and options.target not in ("onnx", "ort"):
         raise UsageError(
             "an engine is built and run from plain files",
@@ -120,7 +131,11 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
 
     Raises InputError where the directory is damaged or was written without its intermediates.
     """
+    from bitnet_export.verify.quality import load_metric
+
     stage = Stages(progress or SilentProgress())
+    if options.metric is not None:
+        load_metric(options.metric)
     with stage("load", str(options.directory)):
         subject = open_directory(options)
     report = assess.previous_report(subject)

@@ -53,6 +53,15 @@ def test_pickle_without_the_flag(tmp_path, work):
     check(run(tmp_path / "whole.pt", cwd=work), 2, *texts)
 
 
+def test_a_metric_that_cannot_be_used_is_said_before_the_work(mlp_file, work):
+    done = run(mlp_file, "--metric", "no.such:metric", cwd=work)
+    check(done, 2, "cannot import no.such")
+    assert "export full precision" not in done.stderr
+    metric = ("--metric", "math:sqrt")
+    check(run(mlp_file, *metric, "--no-verify", cwd=work), 2, "--metric --no-verify")
+    check(run(mlp_file, *metric, "--metric-data", "gone.npz", cwd=work), 2, "gone.npz", "no such")
+
+
 def test_unknown_operator(tmp_path, work):
     import onnx
     from onnx import TensorProto, helper

@@ -47,7 +47,8 @@ def test_json_is_the_report(mlp_file, tmp_path):
 
 
 def test_default_output_directory(mlp_file, tmp_path):
-    done = run(mlp_file, "--no-bench", "--no-verify", cwd=tmp_path)
+    done = run(mlp_file, "--no-bench", "--no-verify", "--exclude", "laers.*", cwd=tmp_path)
+    assert "--exclude laers.* matches no layer" in done.stderr
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/mlp-ort/model.onnx").is_file()
 

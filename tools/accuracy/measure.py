@@ -245,8 +245,8 @@ def summary(records: list[tuple[Row, Record]]) -> str:
     for row, record in records:
         (full,) = record.values(FULL)
         means = [statistics.mean(record.values(name) or [math.nan]) for name in SUMMARY]
-        # The newest int8 form: the fine-tuned one, where that was measured.
-        last = next(form for form in reversed(record.forms) if FLOAT_ACTIVATIONS not in form.name)
+        # The product's own int8 form: the fine-tuned one, where that was measured.
+        last = next(form for form in reversed(record.forms) if form.name in (POST, TUNED))
         lost = ""
         if record.values(TUNED):
             lost = f"{row.loss(full, means[SUMMARY.index(TUNED)]):.3g} {row.loss_text}"

@@ -13,7 +13,7 @@ import numpy as np
 from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes, subject
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.finetune_run import finetune_for_export
-from bitnet_export.opening import load_model, ternary_config, unmatched
+from bitnet_export.opening import export_loaded, load_model, ternary_config, unmatched
 from bitnet_export.options import ExportOptions
 from bitnet_export.stages import Stages
 
@@ -133,19 +133,10 @@ class ExportRun:
         onnx_io.write_model(self._export(original), self.out / assess.REFERENCE)
 
     def _export(self, loaded: LoadedModel) -> onnx.ModelProto:
-        from bitnet_export.export import export_module
         from bitnet_export.load import kv_cache
 
-        assert loaded.module is not None
         newer = self.options.kv_cache and self.options.target in ("onnx", "ort")
-        return export_module(
-            loaded.module,
-            loaded.example_inputs,
-            loaded.dynamic_axes,
-            axis_limits=loaded.axis_limits,
-            opset=self.options.opset or (kv_cache.OPSET if newer else None),
-            output_names=loaded.output_names,
-        )
+        return export_loaded(loaded, self.options.opset or (kv_cache.OPSET if newer else None))
 
     def _ternarize_onnx(self) -> onnx.ModelProto:
         from bitnet_export import passes

@@ -73,13 +73,26 @@ def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progre
     return with_kv_cache(original)
 
 
+def export_loaded(loaded: LoadedModel, opset: int | None = None) -> onnx.ModelProto:
+    """The module, as it is now, as ONNX. opset: None for the exporter's default."""
+    from bitnet_export.export import export_module
+
+    assert loaded.module is not None
+    return export_module(
+        loaded.module,
+        loaded.example_inputs,
+        loaded.dynamic_axes,
+        axis_limits=loaded.axis_limits,
+        opset=opset,
+        output_names=loaded.output_names,
+    )
+
+
 def reference_onnx(options: VerifyOptions, record: Manifest, progress: Progress) -> onnx.ModelProto:
     """The model of --reference as ONNX, its inputs and outputs those of the directory's record.
 
     Raises InputError naming an input or output that one of the two lacks.
     """
-    from bitnet_export.export import export_module
-
     assert options.reference is not None
     source = ModelOptions(
         model=options.reference,
@@ -92,13 +105,7 @@ def reference_onnx(options: VerifyOptions, record: Manifest, progress: Progress)
         assert loaded.onnx_path is not None
         model = onnx_io.read_model(loaded.onnx_path)
     else:
-        model = export_module(
-            loaded.module,
-            loaded.example_inputs,
-            loaded.dynamic_axes,
-            axis_limits=loaded.axis_limits,
-            output_names=loaded.output_names,
-        )
+        model = export_loaded(loaded)
     unknown = {value.name for value in model.graph.input} - record.inputs.keys()
     missing = set(record.outputs) - {value.name for value in model.graph.output}
     if unknown or missing:

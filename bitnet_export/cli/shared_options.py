@@ -98,6 +98,13 @@ def ternary_options() -> Callable[[F], F]:
             default=None,
             help="8: int8 activations, absmax per row. 0: floating point. [default: by the recipe]",
         ),
+        _layer_options(),
+    )
+
+
+def _layer_options() -> Callable[[F], F]:
+    """Which layers become ternary."""
+    return _stack(
         option(
             "--convolutions",
             group=TERNARY,

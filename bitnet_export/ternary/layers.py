@@ -7,6 +7,7 @@ weights become trits is in quantizers.py; which layers are replaced is decided i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from bitnet_export.ternary.quantizers import (
 from bitnet_export.ternary.straight_through import ternary_linear_ste
 
 
-class BitLayer(nn.Module):
+class BitLayer(nn.Module, ABC):
     """A trainable layer whose forward uses the ternary form of its float weight.
 
     Mixed into the torch layer it stands for. State dict keys stay ``weight`` and ``bias``; the
@@ -56,13 +57,13 @@ class BitLayer(nn.Module):
         """(trits [N, K] float32, scale float32) as the forward uses them."""
         return ternarize(self.matrix, self.spec, self.alpha)
 
+    @abstractmethod
     def freeze(self) -> nn.Module:
         """The layer that computes the same with weights that are ternary for good."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_linear(self) -> nn.Module:
         """The layer it was, with the float weight (the same Parameter objects)."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         s = self.spec
@@ -159,7 +160,7 @@ class BitConv1D(BitLinear):
         return self.out_features
 
 
-class TernaryLayer(nn.Module):
+class TernaryLayer(nn.Module, ABC):
     """A frozen ternary layer: packed_weight uint8 [N, K'/4], scale and bias float32.
 
     Not trainable: no gradient flows through it. What it reads and writes is its subclasses' matter.
@@ -184,9 +185,9 @@ class TernaryLayer(nn.Module):
         self.dense_dtype = torch.float32
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:
         """The dequantized weight in the shape of the layer it stands for."""
-        raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
@@ -211,9 +212,9 @@ class TernaryLayer(nn.Module):
         """The bias as a Parameter of a dense layer."""
         return None if self.bias is None else nn.Parameter(self.bias.to(self.dense_dtype))
 
+    @abstractmethod
     def to_linear(self) -> nn.Module:
         """A dense layer with the dequantized weight; the trits are not trainable."""
-        raise NotImplementedError
 
     def _apply(self, fn: Any, recurse: bool = True) -> TernaryLayer:
         """model.half() and the like move the layer but leave scale and bias float32: that is the

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import torch
 from accuracy import measure, pretrain, texts
-from accuracy.rows import BUILD, ROWS
+from accuracy.rows import BUILD, BY_HAND, ROWS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOC = REPOSITORY / "docs" / "accuracy.md"
@@ -43,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--steps", type=int, help="fine-tuning steps; default: the recipe's")
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--alternatives", action="store_true", help="also the recipes set by hand")
+    made.add_argument(
+        "--alternatives",
+        nargs="*",
+        metavar="NAME",
+        choices=BY_HAND,
+        help=f"also the recipes set by hand: all, or some of {', '.join(map(repr, BY_HAND))}",
+    )
     made.add_argument("--only-int8", action="store_true", help="leave float activations out")
     made.add_argument("--no-calibration", action="store_true", help="leave that form out")
     made.add_argument("--resume", action="store_true", help="keep the forms the JSON has")
@@ -67,17 +74,20 @@ def main(arguments: list[str] | None = None) -> int:
         there = [(ROWS[n], measure.Record.read(f)) for n, f in files.items() if f.exists()]
         return _show("summary", measure.summary(there), options.write)
     row = ROWS[options.row]
+    alternatives = (
+        tuple(BY_HAND) if options.alternatives == [] else tuple(options.alternatives or ())
+    )
     plan = measure.Plan(
         options.work,
         options.threads,
         options.seeds,
         options.steps,
-        options.alternatives,
+        alternatives,
         not options.only_int8,
         not options.no_calibration,
     )
     path = options.results / f"accuracy-{row.name}.json"
-    command = " ".join(["python tools/accuracy_table.py", *given])
+    command = shlex.join(["python", "tools/accuracy_table.py", *given])
     earlier = measure.Record.read(path) if options.resume and path.exists() else None
     record = measure.measure(row, plan, command, lambda r: r.write(path), earlier)
     _show(row.name, measure.table(row, record), options.write)

@@ -130,7 +130,7 @@ def test_an_alternative_is_tuned_with_its_own_settings(tiny_row, tmp_path, monke
     monkeypatch.setattr(measure.product, "fine_tune", fine_tune)
     for skipped in ("post_training", "calibrated"):
         monkeypatch.setattr(measure._Job, skipped, lambda self: None)
-    plan = measure.Plan(tmp_path, threads=1, seeds=0, steps=5, alternatives=True)
+    plan = measure.Plan(tmp_path, threads=1, seeds=0, steps=5, alternatives=("small batch",))
     with pytest.raises(KeyboardInterrupt):
         measure.measure(tiny_row, plan, "command", keep=lambda r: None)
     assert (asked["batch_size"], asked["steps"], asked["threads"]) == (2, 5, 1)
@@ -146,6 +146,7 @@ def test_what_is_measured_already_is_taken_over(tiny_row, record, tmp_path, monk
     again = measure.measure(tiny_row, plan, "again", refuse, earlier=record[0])
     assert again.forms == record[0].forms
     assert again.fp16_bytes == record[0].fp16_bytes
+    assert again.command == f"{record[0].command}; again"
     more = dataclasses.replace(plan, work=tmp_path / "b", seeds=2)
     more.work.mkdir()
     with pytest.raises(AssertionError, match="again"):

@@ -78,14 +78,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure. steps None: the recipe's. float_activations: also export every model
-    with activations left in floating point. calibrated: also post-training on data."""
+    """How much to measure. steps None: the recipe's. alternatives: names of some of the row's.
+    float_activations: also export every model with activations left in floating point.
+    calibrated: also post-training on data."""
 
     work: Path
     threads: int = 2
     seeds: int = 1
     steps: int | None = None
-    alternatives: bool = False
+    alternatives: tuple[str, ...] = ()
     float_activations: bool = True
     calibrated: bool = True
 
@@ -107,6 +108,7 @@ def measure(
     if earlier is not None:
         record.forms = list(earlier.forms)
         record.fp32_bytes, record.fp16_bytes = earlier.fp32_bytes, earlier.fp16_bytes
+        record.command = f"{earlier.command}; {command}"
     source = row.source(plan.work / row.name)
     directory = plan.work / f"{row.name}-data"
     job = _Job(row, plan, record, source, row.data(source, directory), directory, keep)
@@ -115,9 +117,8 @@ def measure(
         job.calibrated()
     for seed in range(plan.seeds):
         job.tuned(TUNED, seed, {})
-    if plan.alternatives:
-        for name, settings in row.alternatives.items():
-            job.tuned(name, 0, settings)
+    for name in plan.alternatives:
+        job.tuned(name, 0, row.alternatives[name])
     return record
 
 

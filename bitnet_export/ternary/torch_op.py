@@ -11,6 +11,7 @@ from functools import cache
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -87,17 +88,20 @@ def ternary_linear(
 
 
 @cache
-def _trits_of_byte() -> Tensor:
-    """[256, 4] float32: the trits in each byte. NaN for bytes that hold the unused code 0."""
+def _trits_of_byte() -> npt.NDArray[np.float32]:
+    """[256, 4]: the trits in each byte. NaN for bytes that hold the unused code 0.
+
+    No tensor: one made while torch traces a model is a fake one, and would stay.
+    """
     quads = np.array(list(product((-1, 0, 1), repeat=packing.CODES_PER_BYTE)), np.int8)
     table = np.full((256, packing.CODES_PER_BYTE), np.nan, np.float32)
     table[packing.pack(quads)[:, 0]] = quads
-    return torch.from_numpy(table)
+    return table
 
 
 def unpack_trits(packed_weight: Tensor, k: int) -> Tensor:
     """packed_weight [N, K'/4] uint8 -> trits [N, K] float32; corrupt bytes give NaN."""
-    table = _trits_of_byte().to(packed_weight.device)
+    table = torch.from_numpy(_trits_of_byte()).to(packed_weight.device)
     quads = torch.nn.functional.embedding(packed_weight.int(), table)
     return quads.flatten(1)[:, :k]
 

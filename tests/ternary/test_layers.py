@@ -9,7 +9,7 @@ from torch import nn
 from bitnet_export import packing
 from bitnet_export.errors import InputError
 from bitnet_export.op import reference_ternary_matmul
-from bitnet_export.ternary import BitLinear, TernaryConfig, TernaryLinear
+from bitnet_export.ternary import BitLinear, TernaryConfig, TernaryLinear, torch_op
 from bitnet_export.ternary.layers import BitConv1D
 from bitnet_export.ternary.quantizers import dequantize
 from bitnet_export.ternary.torch_op import ternary_matmul, unpack_trits
@@ -222,3 +222,20 @@ def test_unpacking_is_packings_inverse_and_shows_corruption():
     np.testing.assert_array_equal(unpack_trits(packed, 77).numpy(), trits)
     packed[0, 0] = 0
     assert unpack_trits(packed, 77)[0, :4].isnan().all()
+
+
+def test_a_model_that_reads_a_weights_dtype_while_it_is_traced_leaves_real_tensors_behind():
+    """T5's feed-forward does; what a trace made must not stay in a cache."""
+
+    class ReadsDtype(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wo = TernaryLinear.from_bitlinear(_layer(8, 4, TernaryConfig()))
+
+        def forward(self, x):
+            return self.wo(x.to(self.wo.weight.dtype))
+
+    module, x = ReadsDtype(), torch.randn(2, 8)
+    torch_op._trits_of_byte.cache_clear()
+    torch.export.export(module, (x,))
+    assert module(x).numpy().shape == (2, 4)

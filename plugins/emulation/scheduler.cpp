@@ -12,6 +12,8 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
+#include <string>
 #include <vector>
 
 namespace bitnet_emulation {
@@ -80,6 +82,9 @@ struct Machine {
   ucontext_t scheduler;
   unsigned current = 0;
   const std::function<void()>* body = nullptr;
+  bool only_check = false;
+  std::vector<const char*> barriers;  // reached; string literals, so equal ones may differ in place
+  std::string left_out;
 };
 
 thread_local std::unique_ptr<Machine> t_machine;
@@ -134,28 +139,49 @@ void OpenBarrier(Machine& m, unsigned count) {
   }
 }
 
+// Runs the ready lanes of a warp, in random order, each up to where it has to wait; false if none
+// was ready.
+bool StepWarp(Machine& m, unsigned warp) {
+  unsigned ready[kWarpSize], count = 0;
+  for (unsigned i = warp * kWarpSize; i < (warp + 1) * kWarpSize; ++i) {
+    if (m.fibers[i].state == State::kReady) ready[count++] = i;
+  }
+  std::shuffle(ready, ready + count, m.random);
+  for (unsigned i = 0; i < count; ++i) {
+    m.current = ready[i];
+    g_place.thread_idx = m.fibers[ready[i]].thread_idx;
+    swapcontext(&m.scheduler, &m.fibers[ready[i]].context);
+  }
+  return count > 0;
+}
+
+// Runs all warps up to the next barrier: side by side, a step each, or by chance one after the
+// other. Side by side they reach their n-th warp operation together, which hides a race between
+// one warp's early step and another's late one; apart, what two warps do in turns is hidden.
+void RunToBarrier(Machine& m, std::vector<unsigned>& warps) {
+  const bool apart = m.random() & 1;
+  for (bool stepped = true; stepped;) {
+    stepped = false;
+    std::shuffle(warps.begin(), warps.end(), m.random);
+    for (unsigned warp : warps) {
+      while (StepWarp(m, warp)) {
+        stepped = true;
+        if (!apart) break;
+      }
+    }
+  }
+}
+
 void RunBlock(Machine& m, Dim3 block) {
   const unsigned count = block.x * block.y * block.z;
   StartFibers(m, block);
-  std::vector<unsigned> ready;
+  std::vector<unsigned> warps(count / kWarpSize);
+  std::iota(warps.begin(), warps.end(), 0u);
+  const auto done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
   for (;;) {
-    ready.clear();
-    bool waiting = false;
-    for (unsigned i = 0; i < count; ++i) {
-      if (m.fibers[i].state == State::kReady) ready.push_back(i);
-      waiting |= m.fibers[i].state != State::kDone;
-    }
-    if (!waiting) return;
-    if (ready.empty()) {
-      OpenBarrier(m, count);
-      continue;
-    }
-    std::shuffle(ready.begin(), ready.end(), m.random);
-    for (unsigned index : ready) {
-      m.current = index;
-      g_place.thread_idx = m.fibers[index].thread_idx;
-      swapcontext(&m.scheduler, &m.fibers[index].context);
-    }
+    RunToBarrier(m, warps);
+    if (std::all_of(m.fibers.begin(), m.fibers.begin() + count, done)) return;
+    OpenBarrier(m, count);
   }
 }
 
@@ -172,7 +198,22 @@ void SetSeed(uint64_t seed) { machine().random.seed(seed); }
 
 void* SharedMemory() { return machine().shared.begin(); }
 
-void SyncThreads(const char* where) { Wait(State::kAtBarrier, where); }
+void OnlyCheckLaunches(bool only) { machine().only_check = only; }
+
+std::vector<std::string> ReachedBarriers() {
+  const std::vector<const char*>& reached = machine().barriers;
+  const std::set<std::string> names(reached.begin(), reached.end());
+  return {names.begin(), names.end()};
+}
+
+void LeaveOutBarrier(const std::string& where) { machine().left_out = where; }
+
+void SyncThreads(const char* where) {
+  Machine& m = machine();
+  if (std::find(m.barriers.begin(), m.barriers.end(), where) == m.barriers.end())
+    m.barriers.push_back(where);
+  if (m.left_out != where) Wait(State::kAtBarrier, where);
+}
 
 void WarpOperation(const char* what, const void* in, size_t in_bytes, void* out, size_t out_bytes,
                    Combine combine) {
@@ -204,6 +245,7 @@ bool Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>
   if (threads % kWarpSize || shared_bytes % 16)
     Fail("blocks must be whole warps, shared memory whole vectors");
   Machine& m = machine();
+  if (m.only_check) return true;
   m.body = &body;
   std::vector<uint64_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);

@@ -4,13 +4,16 @@
 // What it finds: a barrier that some threads miss or reach at another place, a warp operation
 // that not all 32 lanes reach, reads of shared memory nobody wrote (it is filled with noise
 // before every block), accesses past the end of shared memory (a guard page follows it), and
-// results that depend on the order of threads between two barriers or of blocks.
+// results that depend on the order of blocks, or of threads between two barriers: there the warps
+// go side by side, or one far ahead of the other, by chance.
 // What it does not model is listed in cuda_emulation.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <vector>
 
 namespace bitnet_emulation {
 
@@ -31,6 +34,16 @@ void SetSeed(uint64_t seed);
 // Runs body once per thread of the grid. Returns false for a launch CUDA would refuse: more
 // than 1024 threads or 48 KiB of shared memory a block, a grid too large, or an empty one.
 bool Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+// From now on launches are only checked, none runs: for shapes too large to run here.
+void OnlyCheckLaunches(bool only);
+
+// Barriers that threads have reached so far, as "file:line", once each.
+std::vector<std::string> ReachedBarriers();
+
+// From now on this barrier is none, as if it had been left out of the kernel: to prove that a
+// test would notice. An empty name: all are there again.
+void LeaveOutBarrier(const std::string& where);
 
 // The running block's dynamic shared memory.
 void* SharedMemory();

@@ -13,6 +13,9 @@ constexpr int32_t kMaxUnits = 8192;
 // Splitting K pays while a block sums few rows: the partial sums must stay small beside w.
 constexpr int32_t kMaxSplitM = 64;
 constexpr int32_t kMinChunksPerSplit = 8;
+// Blocks that splitting may come to, whatever the card: the workspace an engine keeps must do on
+// every card that loads it, of which some have more multiprocessors than the one that built it.
+constexpr int64_t kMaxSplitBlocks = 512;
 // Quantizing inside the GEMV repeats the work in every block; beyond this many activations a
 // launch of its own is cheaper.
 constexpr int64_t kMaxFusedActivations = 8192;
@@ -45,15 +48,20 @@ struct SplitPlan {
   int32_t splits, chunks_per_split;
 };
 
+int64_t MaxSplits(const TernaryMatMulShape& s) {
+  const int64_t by_chunks = Chunks(s.k) / kMinChunksPerSplit;
+  return by_chunks < kMaxSplits ? by_chunks : kMaxSplits;
+}
+
 // Blocks along K only while there are fewer than two waves (two blocks a multiprocessor) of them.
 SplitPlan PlanSplits(KernelFamily family, const TernaryMatMulShape& s, const DeviceInfo& device) {
   const int32_t chunks = Chunks(s.k), step = SplitStep(s);
   const SplitPlan whole{1, chunks};
   if (!IsTile(family) || s.m > kMaxSplitM || step == 0) return whole;
   const int64_t blocks = int64_t{CeilDiv(s.n, kTileN)} * CeilDiv(s.m, TileM(family, s.m));
-  int64_t splits = 4 * int64_t{device.sm_count} / blocks;
-  splits = splits < kMaxSplits ? splits : kMaxSplits;
-  splits = splits < chunks / kMinChunksPerSplit ? splits : chunks / kMinChunksPerSplit;
+  const int64_t waves = 4 * int64_t{device.sm_count};
+  int64_t splits = (waves < kMaxSplitBlocks ? waves : kMaxSplitBlocks) / blocks;
+  splits = splits < MaxSplits(s) ? splits : MaxSplits(s);
   if (splits < 2) return whole;
   const int32_t per_split = CeilDiv(CeilDiv(chunks, splits), step) * step;
   return {CeilDiv(chunks, per_split), per_split};
@@ -215,13 +223,13 @@ KernelFamily ChooseFamily(const TernaryMatMulShape& s, DType type, const DeviceI
   return KernelFamily::kNaive;
 }
 
-size_t WorkspaceBytes(const TernaryMatMulShape& s, DType, const DeviceInfo& device) {
+size_t WorkspaceBytes(const TernaryMatMulShape& s) {
   if (CheckShape(s) != Status::kOk) return 0;
-  // Splits times blocks stay below four a multiprocessor, and a block sums 64 x 64 outputs at
-  // most; neither are there ever more than kMaxSplits copies of the outputs. Grows with m.
+  // A block sums 64 x 64 outputs at most, and there are never more than MaxSplits copies of the
+  // outputs. Grows with m.
   const int64_t rows = s.m < kMaxSplitM ? s.m : kMaxSplitM;
-  const int64_t by_blocks = 4 * int64_t{device.sm_count} * kTileN * 64;
-  const int64_t by_outputs = int64_t{kMaxSplits} * rows * s.n;
+  const int64_t by_blocks = kMaxSplitBlocks * kTileN * 64;
+  const int64_t by_outputs = MaxSplits(s) < 2 ? 0 : MaxSplits(s) * rows * s.n;
   const int64_t sums = by_blocks < by_outputs ? by_blocks : by_outputs;
   return LayOut(s, static_cast<size_t>(sums) * sizeof(float)).end;
 }

@@ -107,9 +107,11 @@ bool Supports(KernelFamily family, const TernaryMatMulShape& shape, DType type,
 // The family kAuto stands for. Never kAuto; kNaive only where nothing else runs the shape.
 KernelFamily ChooseFamily(const TernaryMatMulShape& shape, DType type, const DeviceInfo& device);
 
-// Bytes of workspace that suffice for every family and for every m up to shape.m. 0 for a shape
-// that CheckShape refuses.
-size_t WorkspaceBytes(const TernaryMatMulShape& shape, DType type, const DeviceInfo& device);
+// Bytes of workspace that suffice for every family, type and device, and for every m up to
+// shape.m. 0 for a shape that CheckShape refuses. TensorRT asks for it once, where an engine is
+// built, and the engine may run on a card with more multiprocessors. Where a change makes it grow,
+// raise kSerializationVersion (../tensorrt/fields.h) too: stored engines have the old one.
+size_t WorkspaceBytes(const TernaryMatMulShape& shape);
 
 // Enqueues the kernels on stream. Returns before they ran.
 Status Launch(KernelFamily family, const TernaryMatMulShape& shape, DType type,

@@ -16,8 +16,9 @@ inline constexpr char kPluginName[] = "TernaryMatMul";
 inline constexpr char kPluginVersion[] = "1";
 inline constexpr char kPluginNamespace[] = "";
 
-// Raised when a serialized plugin can no longer be read as before.
-inline constexpr int32_t kSerializationVersion = 1;
+// Raised when a serialized plugin can no longer be read as before, or wants more workspace than
+// its engine has.
+inline constexpr int32_t kSerializationVersion = 2;
 
 struct Config {
   int32_t k = 0;

@@ -144,8 +144,7 @@ size_t TernaryMatMulPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, 
     Fail(error);
     return 0;
   }
-  if (problem.shape.m == 0 || !KnowDevice()) return 0;
-  return WorkspaceBytes(problem.shape, problem.type, *device_);
+  return problem.shape.m == 0 ? 0 : WorkspaceBytes(problem.shape);
 }
 
 std::vector<int32_t> TernaryMatMulPlugin::ConfiguredTactics() const {
@@ -232,8 +231,9 @@ int32_t TernaryMatMulPlugin::enqueue(const PluginTensorDesc* input_desc, const P
   if (input_count_ == kInputsWithBias) args.bias = static_cast<const float*>(inputs[kInputBias]);
   args.y = outputs[kOutputY];
   args.workspace = workspace;
-  // TensorRT holds at least what getWorkspaceSize said for the profile's largest shape.
-  args.workspace_bytes = WorkspaceBytes(problem.shape, problem.type, *device_);
+  // TensorRT holds at least what getWorkspaceSize said for the profile's largest shape, be it that
+  // it was asked on another card.
+  args.workspace_bytes = WorkspaceBytes(problem.shape);
 
   const KernelFamily family = FamilyToLaunch(tactic_, config_.timed_m, problem, *device_);
   const Status status =

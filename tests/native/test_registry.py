@@ -123,11 +123,11 @@ def test_bad_fields_are_refused_with_a_reason(
 
 
 def test_runtime_phase_wants_the_serialized_fields(trt: Any, creator: Any, messages: Any) -> None:
-    serialized = GOOD | {"timed_m": 16, "serialization_version": 1}
+    serialized = GOOD | {"timed_m": 16, "serialization_version": 2}
     assert _create(trt, creator, serialized, "RUNTIME") is not None
     assert _create(trt, creator, GOOD, "RUNTIME") is None
     assert "timed_m is missing" in messages[-1][1]
-    assert _create(trt, creator, serialized | {"serialization_version": 2}, "RUNTIME") is None
+    assert _create(trt, creator, serialized | {"serialization_version": 3}, "RUNTIME") is None
     assert "build the engine again" in messages[-1][1]
 
 

@@ -31,7 +31,7 @@ def test_every_family_launches_through_ctypes(emulated):
         at = op.TernaryAttributes(128, 5, shape.group_size, shape.activation_bits)
         scale_shape = at.scale_shapes()[-1]
         want = op.reference_ternary_matmul(x, packed, scale.reshape(scale_shape), attributes=at)
-        size = emulated.workspace_bytes(shape, library.FLOAT16)
+        size = emulated.workspace_bytes(shape)
         raw = np.empty(size + 256, np.uint8)
         workspace = raw.ctypes.data + -raw.ctypes.data % 256
         aligned = np.empty(packed.size + 16, np.uint8)

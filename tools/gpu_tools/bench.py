@@ -75,7 +75,7 @@ def bench_shape(torch: Any, library: Library, shape: Shape, cache_bytes: int) ->
     """Every family on one shape: raw microseconds, GB/s, and problems found on the way."""
     weight_bytes = shape.n * (-(-shape.k // 64) * 16)
     case = random_case(torch, shape, copies_past_cache(weight_bytes, cache_bytes))
-    size = max(256, library.workspace_bytes(shape, FLOAT16))
+    size = max(256, library.workspace_bytes(shape))
     workspace = torch.randint(0, 255, (size,), dtype=torch.uint8, device="cuda")
     results: dict[str, Any] = {}
     outputs: dict[int, Any] = {}

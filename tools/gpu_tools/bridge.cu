@@ -24,9 +24,7 @@ int bitnet_supports(int family, const int* shape, int type, const int* device) {
                   DeviceOf(device));
 }
 
-size_t bitnet_workspace_bytes(const int* shape, int type, const int* device) {
-  return WorkspaceBytes(ShapeOf(shape), static_cast<DType>(type), DeviceOf(device));
-}
+size_t bitnet_workspace_bytes(const int* shape) { return WorkspaceBytes(ShapeOf(shape)); }
 
 // pointers[6]: x, packed_weight, scale, bias, y, workspace. Returns a Status.
 int bitnet_launch(int family, const int* shape, int type, void* const* pointers,

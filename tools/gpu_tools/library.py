@@ -113,7 +113,7 @@ _INT, _INTS, _SIZE = ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_size_t
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bitnet_query_device": (_INT, (_INTS,)),
     "bitnet_supports": (_INT, (_INT, _INTS, _INT, _INTS)),
-    "bitnet_workspace_bytes": (_SIZE, (_INTS, _INT, _INTS)),
+    "bitnet_workspace_bytes": (_SIZE, (_INTS,)),
     "bitnet_launch": (
         _INT,
         (_INT, _INTS, _INT, ctypes.POINTER(ctypes.c_void_p), _SIZE, _INTS, ctypes.c_void_p),
@@ -149,9 +149,9 @@ class Library:
             if self._c.bitnet_supports(family, shape.as_c(), dtype, self.device):
                 yield family
 
-    def workspace_bytes(self, shape: Shape, dtype: int) -> int:
+    def workspace_bytes(self, shape: Shape) -> int:
         """Enough for every family."""
-        return int(self._c.bitnet_workspace_bytes(shape.as_c(), dtype, self.device))
+        return int(self._c.bitnet_workspace_bytes(shape.as_c()))
 
     def launch(
         self,

@@ -4,6 +4,8 @@
 // random thread orders, which must agree bit for bit: the kernels are deterministic.
 //
 //   golden_test FILE [FAMILY] [SEED]    FAMILY: a name as FamilyName gives it, or all
+//   golden_test FILE FAMILY barriers    and then leaves out each barrier of its kernels in turn:
+//                                       some case has to fail then, or nothing tests the barrier
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +21,9 @@
 static void SeedOrder(uint64_t) {}
 static constexpr int kOrders = 1;
 #else
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "scheduler.h"
 static void SeedOrder(uint64_t seed) { bitnet_emulation::SetSeed(seed); }
 static constexpr int kOrders = 2;
@@ -73,7 +78,7 @@ Run RunCase(const GoldenCase& c, KernelFamily family, const DeviceInfo& device) 
   const DeviceBuffer scale(c.scale.data(), c.scale.size() * 4);
   const DeviceBuffer bias(c.bias.data(), c.bias.size() * 4);
   const DeviceBuffer y(c.y.size(), kPoison);
-  const DeviceBuffer workspace(WorkspaceBytes(c.shape, c.type, device), kPoison);
+  const DeviceBuffer workspace(WorkspaceBytes(c.shape), kPoison);
 
   TernaryMatMulArgs args;
   args.x = x.get();
@@ -115,6 +120,60 @@ int TestCase(const GoldenCase& c, KernelFamily family, const DeviceInfo& device,
   return 0;
 }
 
+// Failures of all cases the family supports; ran: how many those are.
+int TestFamily(const std::vector<GoldenCase>& cases, KernelFamily family, const DeviceInfo& device,
+               uint64_t seed, int* ran) {
+  int failed = 0;
+  *ran = 0;
+  for (const GoldenCase& c : cases) {
+    if (!Supports(family, c.shape, c.type, device)) continue;
+    ++*ran;
+    failed += TestCase(c, family, device, seed);
+  }
+  return failed;
+}
+
+#ifndef BITNET_TEST_ON_DEVICE
+// Whether a case fails without the barrier. In a process of its own, for it may well crash.
+bool IsNoticed(const std::string& barrier, const std::vector<GoldenCase>& cases,
+               KernelFamily family, const DeviceInfo& device) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("cannot fork");
+  if (child == 0) {
+    std::freopen("/dev/null", "w", stdout);
+    std::freopen("/dev/null", "w", stderr);
+    bitnet_emulation::LeaveOutBarrier(barrier);
+    for (const GoldenCase& c : cases) {
+      if (Supports(family, c.shape, c.type, device) && TestCase(c, family, device, 1)) _exit(1);
+    }
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+
+// Barriers whose absence no case shows, of those that the cases have reached before.
+int TestBarriers(const std::vector<GoldenCase>& cases, KernelFamily family,
+                 const DeviceInfo& device) {
+  int unnoticed = 0;
+  const auto barriers = bitnet_emulation::ReachedBarriers();
+  if (barriers.empty()) throw std::runtime_error("the kernels have no barriers");
+  for (const std::string& barrier : barriers) {
+    if (IsNoticed(barrier, cases, family, device)) continue;
+    ++unnoticed;
+    std::printf("FAIL %s: no case needs the barrier at %s\n", FamilyName(family), barrier.c_str());
+  }
+  std::printf("%s: %zu barriers left out in turn\n", FamilyName(family), barriers.size());
+  return unnoticed;
+}
+#else
+int TestBarriers(const std::vector<GoldenCase>&, KernelFamily, const DeviceInfo&) {
+  throw std::runtime_error("barriers can be left out in the emulation only");
+}
+#endif
+
 bool NeedsTensorCores(KernelFamily family) {
   return family == KernelFamily::kTileImma || family == KernelFamily::kTileHmma;
 }
@@ -122,6 +181,7 @@ bool NeedsTensorCores(KernelFamily family) {
 int Main(int argc, char** argv) {
   if (argc < 2) throw std::runtime_error("usage: golden_test FILE [FAMILY] [SEED]");
   const std::string only = argc > 2 ? argv[2] : "all";
+  const bool barriers = argc > 3 && std::string(argv[3]) == "barriers";
   const uint64_t seed = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1;
   const auto cases = ReadGolden(argv[1]);
   DeviceInfo device;
@@ -131,11 +191,8 @@ int Main(int argc, char** argv) {
   for (const KernelFamily family : kFamilies) {
     if (only != "all" && only != FamilyName(family)) continue;
     int ran = 0;
-    for (const GoldenCase& c : cases) {
-      if (!Supports(family, c.shape, c.type, device)) continue;
-      ++ran;
-      failed += TestCase(c, family, device, seed);
-    }
+    failed += TestFamily(cases, family, device, barriers ? 1 : seed, &ran);
+    if (barriers) failed += TestBarriers(cases, family, device);
     std::printf("%s: %d of %zu cases\n", FamilyName(family), ran, cases.size());
     if (!ran && (only != "all" || device.real_tensor_cores || !NeedsTensorCores(family)))
       throw std::runtime_error(std::string(FamilyName(family)) + " supports no case");

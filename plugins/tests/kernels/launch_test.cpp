@@ -1,9 +1,11 @@
 // The launch interface: which shapes are legal, that each has a kernel, what is refused and how,
 // and how much workspace is asked for. The numbers are golden_test's business.
 #include <string>
+#include <utility>
 
 #include "check.h"
 #include "device_buffer.h"
+#include "scheduler.h"
 #include "ternary_matmul.h"
 
 using namespace bitnet;
@@ -87,17 +89,59 @@ void TensorCoresAreChosenOnlyWhereReal() {
 void WorkspaceGrowsWithM() {
   size_t last = 0;
   for (int32_t m = 1; m < 300; ++m) {
-    const size_t bytes = WorkspaceBytes(Shape(m, 1000, 500, 0), DType::kFloat32, kT4);
+    const size_t bytes = WorkspaceBytes(Shape(m, 1000, 500, 0));
     CHECK(bytes >= last && bytes % kWorkspaceAlignment == 0);
     last = bytes;
   }
-  CHECK(WorkspaceBytes(Shape(0, 1, 1), DType::kFloat32, kT4) == 0);
+  CHECK(WorkspaceBytes(Shape(0, 1, 1)) == 0);
+}
+
+// Every family on one shape and card, launched with just the workspace asked for and not run.
+void CheckLaunches(const TernaryMatMulShape& shape, const DeviceInfo& device) {
+  alignas(256) static char memory[256];  // never read
+  TernaryMatMulArgs args;
+  args.x = args.y = args.workspace = memory;
+  args.packed_weight = reinterpret_cast<uint32_t*>(memory);
+  args.scale = reinterpret_cast<float*>(memory);
+  args.workspace_bytes = WorkspaceBytes(shape);
+  for (const DType type : {DType::kFloat32, DType::kFloat16}) {
+    for (const KernelFamily family : kFamilies) {
+      if (!Supports(family, shape, type, device)) continue;
+      const Status status = Launch(family, shape, type, args, device, nullptr);
+      if (status == Status::kOk) continue;
+      std::printf("%s m=%d k=%d n=%d group=%d on %d multiprocessors: %s\n", FamilyName(family),
+                  shape.m, shape.k, shape.n, shape.group_size, device.sm_count,
+                  StatusString(status));
+      CHECK(status == Status::kOk);
+    }
+  }
+}
+
+// An engine keeps the workspace that was asked for where it was built, and may run on a card with
+// more multiprocessors, where more blocks share the sums. Grids and shared memory must be such as
+// CUDA takes, too.
+void RealSizesLaunchOnEveryCard() {
+  bitnet_emulation::OnlyCheckLaunches(true);
+  for (const int32_t multiprocessors : {1, 14, 22, 30, 40, 68, 72, 144}) {
+    const DeviceInfo device{75, multiprocessors, true};
+    for (const auto& [k, n] : {std::pair{384, 1536}, {4096, 14336}, {6912, 2560}, {768, 250112},
+                               {kMaxK, 64}, {27648, 5120}, {300, 1}}) {
+      for (const int32_t m : {1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 63, 64, 65, 4096, 1048560}) {
+        for (const int32_t bits : {8, 0}) {
+          for (const int32_t group : {0, 32, 64, 96, 128}) {
+            if (group == 0 || k % group == 0) CheckLaunches(Shape(m, k, n, group, bits), device);
+          }
+        }
+      }
+    }
+  }
+  bitnet_emulation::OnlyCheckLaunches(false);
 }
 
 void BadArgumentsAreRefused() {
   const TernaryMatMulShape shape = Shape(16, 64, 4);
   const DeviceBuffer x(16 * 64 * 4, 0), weight(4 * 16, 0xaa), scale(4 * 4, 0), y(16 * 4 * 4, 0);
-  const size_t needed = WorkspaceBytes(shape, DType::kFloat32, kT4);
+  const size_t needed = WorkspaceBytes(shape);
   const DeviceBuffer workspace(needed, 0);
   TernaryMatMulArgs good;
   good.x = x.get();
@@ -148,6 +192,7 @@ int main() {
   EveryLegalShapeHasAKernel();
   TensorCoresAreChosenOnlyWhereReal();
   WorkspaceGrowsWithM();
+  RealSizesLaunchOnEveryCard();
   BadArgumentsAreRefused();
   NamesAreDistinct();
   return g_failures ? 1 : 0;

@@ -5,6 +5,7 @@
 
 #include "harness.h"
 #include "player.h"
+#include "tensorrt/fields.h"
 
 namespace {
 
@@ -220,6 +221,28 @@ TEST(workspace_covers_every_smaller_shape) {
     before = bytes;
   }
   CHECK(before > 0);
+}
+
+// What engines of this serialization version were given when they were built. If a kernel needs
+// more now, they must be refused: raise kSerializationVersion, then write the new sizes here.
+TEST(stored_engines_have_the_workspace_for_this_library) {
+  struct {
+    reference::Layer layer;
+    int64_t max;
+    size_t bytes;
+  } const kept[] = {{MakeLayer(384, 1536), 1, 1024},
+                    {MakeLayer(384, 1536), 4096, 1605632},
+                    {MakeLayer(4096, 4096), 64, 8651264},
+                    {MakeLayer(4096, 4096, 128), 16, 2164992},
+                    {MakeLayer(2560, 6912, 0, 0), 8, 1105920}};
+  for (const auto& [layer, max, bytes] : kept) {
+    Plugin plugin = Create(layer);
+    const auto in = player::ProfileDescs(layer, DataType::kHALF, 1, 1, max);
+    const auto out = player::ProfileOutput(layer, DataType::kHALF, 1, 1, max);
+    CHECK_EQ(plugin.build->getWorkspaceSize(in.data(), static_cast<int32_t>(in.size()), &out, 1),
+             bytes);
+  }
+  CHECK_EQ(bitnet::trt::kSerializationVersion, 2);
 }
 
 TEST(timing_cache_id_tells_layers_apart) {

@@ -42,7 +42,7 @@ KernelFamily ChooseFamily(const TernaryMatMulShape& shape, DType, const DeviceIn
   return device.real_tensor_cores ? KernelFamily::kTileImma : KernelFamily::kTileDp4a;
 }
 
-size_t WorkspaceBytes(const TernaryMatMulShape& shape, DType, const DeviceInfo&) {
+size_t WorkspaceBytes(const TernaryMatMulShape& shape) {
   return static_cast<size_t>(shape.m) * 1000;
 }
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bitnet_export.checkpoints.weights import WRAPPER, check_ternary, own_weights, trits_of
 from bitnet_export.errors import InputError
+from bitnet_export.load.experts import LinearExperts, join_experts, split_experts
 from bitnet_export.load.hf_bitnet import (
     CODES_PER_BYTE,
     BitNetLinear,
@@ -40,7 +41,8 @@ _COMPANIONS = (
 @dataclass
 class Written:
     """What became of the layers. packed: as uint8 trits. unpacked: trits in float32, for their
-    rows are no multiple of 4. dense: ternary, but no nn.Linear: {-s, 0, +s} in float32."""
+    rows are no multiple of 4. dense: ternary, but no nn.Linear of transformers (convolutions,
+    experts): {-s, 0, +s} in float32."""
 
     packed: list[str] = field(default_factory=list)
     unpacked: list[str] = field(default_factory=list)
@@ -75,6 +77,7 @@ def write_huggingface(
     written.dense = [path for path in named if path not in stored]
     from huggingface_hub import save_torch_state_dict
 
+    tensors = join_experts(model, tensors)
     save_torch_state_dict(tensors, directory, metadata={"format": "pt"})
     config.save_pretrained(directory)
     if source.is_dir():
@@ -99,9 +102,12 @@ def _architecture(loaded: LoadedModel, base: Path | None) -> tuple[Any, Path]:
     model_class = getattr(transformers, name, None)
     with torch.device("meta"):
         if model_class is not None:
-            return model_class(config), base
-        auto = transformers.AutoModel if base.is_dir() else transformers.AutoModelForCausalLM
-        return auto.from_config(config), base
+            model = model_class(config)
+        else:
+            auto = transformers.AutoModel if base.is_dir() else transformers.AutoModelForCausalLM
+            model = auto.from_config(config)
+    split_experts(model)  # as wrap does
+    return model, base
 
 
 def _check_names(weights: dict[str, Tensor], model: Any, source: Path, base: Path) -> None:
@@ -135,8 +141,11 @@ def _pack(
     """The state_dict that transformers' BitNet quantizer reads."""
     tensors = {n: w.float() if w.is_floating_point() else w for n, w in weights.items()}
     refused = []
+    experts = _in_experts(model)
     for path, layer in model.named_modules():
         if not isinstance(layer, nn.Linear) or f"{path}.weight" not in weights:
+            continue
+        if path in experts:
             continue
         online = isinstance(layer, BitNetLinear) and layer.online_quant
         found = trits_of(weights[f"{path}.weight"].float(), online=online)
@@ -164,10 +173,18 @@ def _pack(
     return tensors
 
 
+def _in_experts(model: nn.Module) -> set[str]:
+    """Paths of experts' projections: in transformers they are no layers that a quantizer swaps."""
+    mixtures = [(p, m) for p, m in model.named_modules() if isinstance(m, LinearExperts)]
+    return {f"{path}.{name}" for path, m in mixtures for name, _ in m.named_modules()}
+
+
 def _quantization(model: Any, written: Written) -> dict[str, Any]:
     """config.json's quantization_config."""
     stored = {*written.packed, *written.unpacked}
+    experts = _in_experts(model)
     linear = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {p: m for p, m in linear.items() if p not in experts}
     norms = [getattr(linear[path], "rms_norm", None) for path in stored]
     settings: dict[str, Any] = {
         "quant_method": "bitnet",

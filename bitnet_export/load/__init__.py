@@ -104,6 +104,7 @@ def _exported_program(path: Path, factory: str | None, trust: bool) -> LoadedMod
 def _torch_save(path: Path, factory: str | None, trust: bool) -> LoadedModel:
     from torch import nn
 
+    from bitnet_export.load.experts import split_experts
     from bitnet_export.load.precision import in_float32
     from bitnet_export.load.state_dict import build
     from bitnet_export.load.torch_save import read_torch_save
@@ -111,6 +112,7 @@ def _torch_save(path: Path, factory: str | None, trust: bool) -> LoadedModel:
     content = read_torch_save(path, trust_pickle=trust)
     if isinstance(content, nn.Module):
         notes = in_float32(content.eval(), {})
+        split_experts(content)
         return LoadedModel(path.stem, "pickle", path, content, notes=notes)
     return LoadedModel(path.stem, "state_dict", path, build(factory, content, path))
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, MissingRequirement
+from bitnet_export.load.experts import split_experts
 from bitnet_export.load.hf_bitnet import fold_bitnet_layers
 from bitnet_export.load.inputs import InputSpec, axis_sizes, make_inputs
 from bitnet_export.load.model import LoadedModel
@@ -120,10 +121,12 @@ def wrap(
     model: nn.Module, missing: set[str], config: Any, path: Path, input_names: Collection[str]
 ) -> LoadedModel:
     """A transformers model and the names its files lack -> LoadedModel, with example inputs and
-    output names. BitNet layers become plain ones; the others are named in float_layers."""
+    output names. BitNet layers become plain ones; the others are named in float_layers. Experts
+    become linear layers."""
     bitnet = fold_bitnet_layers(model)
     _forget_quantizer(model, path, known=bool(bitnet) or not path.is_dir())
     model.float().eval()
+    split_experts(model)
     dropped = _drop_untrained_pooler(model, missing)
     if missing:
         raise InputError(

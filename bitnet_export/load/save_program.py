@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, StageError
+from bitnet_export.load.experts import experts_split
 from bitnet_export.load.exported_program import EXTRA_FILE, first_lines, quiet_torch
 from bitnet_export.load.inputs import without_size_one
 from bitnet_export.load.model import forward_names
@@ -63,7 +64,7 @@ def export_program(
     was_training = model.training
     model.eval()
     try:
-        with quiet_torch(), _without_cache(model):
+        with quiet_torch(), _without_cache(model), experts_split(model):
             return _export(model, args, kwargs, shapes)
     except Exception as e:
         raise InputError(

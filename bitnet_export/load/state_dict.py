@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, UsageError
+from bitnet_export.load.experts import split_experts
 
 SHOWN_KEYS = 4
 
@@ -45,7 +46,10 @@ def build(factory: str | None, weights: Mapping[str, torch.Tensor], path: Path) 
             "nn.Module; or write the model whole with bitnet_export.save",
         )
     module = _call(_resolve(factory), factory)
+    if not weights.keys() <= module.state_dict().keys():
+        split_experts(module)  # what it may have been when this was written
     _load(module, weights, path, factory)
+    split_experts(module)
     return module.eval()
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from bitnet_export.errors import InputError, UsageError
+from bitnet_export.load.experts import restore_experts, split_experts
 from bitnet_export.ternary.attention import (
     PROJECTIONS,
     SplitMultiheadAttention,
@@ -33,7 +34,9 @@ def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[Layer
     nn.Linear, Hugging Face's Conv1D and BitNet layers, the projections of nn.MultiheadAttention,
     and nn.Conv1d and nn.Conv2d without groups qualify. Parameters stay the same objects (an
     attention's fused in_proj_weight is split into copies), modules used at several paths stay
-    shared, state dict keys stay what they were. Layers prepared before are left alone.
+    shared, state dict keys stay what they were. Layers prepared before are left alone. The experts
+    of transformers' mixtures become linear layers first, with Parameters and state dict keys of
+    their own.
 
     Raises UsageError if the model itself is one layer, InputError for weights with NaN or Inf.
     """
@@ -44,6 +47,7 @@ def prepare(model: nn.Module, config: TernaryConfig | None = None) -> list[Layer
             where="prepare",
             fix="wrap it: prepare(nn.Sequential(layer))",
         )
+    split_experts(model)
     _replace(model, lambda path, m: _split(path, m, config))
     decisions = {d.status.name: d for d in decide(model, config)}
 
@@ -95,10 +99,11 @@ def to_linear(model: nn.Module) -> None:
 
     A layer prepare made gives back its float weight (the same Parameter); one convert made the
     dequantized weight, since the float weight is gone. Attention modules get their fused
-    projection back.
+    projection back, transformers' mixtures of experts their weights of three dimensions.
     """
     _replace(model, lambda _, m: m.to_linear() if isinstance(m, _TERNARY) else None)
     _replace(model, _fuse)
+    restore_experts(model)
     guard_fast_paths(model, _TERNARY)
     model.__dict__.pop(_STATUS, None)
 

@@ -109,6 +109,27 @@ def test_foreign_checkpoints_through(tmp_path, form):
         assert torch.equal(scale, found_scale)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_mixture_of_experts(tmp_path, packed):
+    """Its experts are no layers in transformers: their trits are written as plain weights."""
+    config = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    source = ternary_directory(tmp_path / "m", model_class="MixtralForCausalLM", **config)
+    loaded = load(source)
+    (tmp_path / "out").mkdir()
+    written = write_huggingface(loaded, tmp_path / "out", packed=packed)
+    assert len(written.packed) == (8 if packed else 0)
+    assert len(written.dense) == (8 if packed else 16)
+    theirs, layers = read_back(tmp_path / "out")
+    assert len(layers) == len(written.packed)
+    weights = transformers.MixtralForCausalLM.from_pretrained(source).state_dict()
+    found = theirs.state_dict()
+    for name, value in weights.items():
+        if "experts" in name or not packed:
+            assert torch.equal(found[name].float(), value), name
+    again = load(tmp_path / "out")
+    assert again.module.state_dict().keys() == loaded.module.state_dict().keys()
+
+
 def test_a_program_needs_its_base(tmp_path):
     source = ternary_directory(tmp_path / "m")
     loaded = load(source)

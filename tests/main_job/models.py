@@ -107,6 +107,9 @@ def huggingface(kind: str, directory: Path) -> Path:
         "tied-llama": lambda: transformers.LlamaForCausalLM(
             transformers.LlamaConfig(**dict(causal, vocab_size=600), tie_word_embeddings=True)
         ),
+        "mixtral": lambda: transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(**causal, num_local_experts=3, num_experts_per_tok=1)
+        ),
         "bitnet": lambda: transformers.BitNetForCausalLM(transformers.BitNetConfig(**causal)),
     }[kind]()
     if kind == "bitnet":

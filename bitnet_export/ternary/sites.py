@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bitnet_export.errors import InputError
 from bitnet_export.load.hf_bitnet import BitNetLinear, from_hf_layer, is_hf_bitnet
@@ -44,13 +45,34 @@ def as_site(module: Any) -> Site | None:
         return BitLinear, from_hf_layer(module)
     if kind is BitNetLinear:
         return BitLinear, module
-    if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
+    if isinstance(module, nn.Linear) and (
+        kind.forward is nn.Linear.forward or _computes_linear(module)
+    ):
         return BitLinear, module
     for dense, ternary in ((nn.Conv1d, BitConv1d), (nn.Conv2d, BitConv2d)):
         own = kind.forward is dense.forward and kind._conv_forward is dense._conv_forward
         if isinstance(module, dense) and own and module.groups == 1:
             return ternary, module
     return None
+
+
+def _computes_linear(linear: nn.Linear) -> bool:
+    """Whether a subclass whose forward is its own (Falcon's is one) does what nn.Linear does: it has
+    nothing but weight and bias, and two random rows come out the same."""
+    own = {*linear._parameters, *linear._buffers, *linear._modules}
+    weight = linear.weight
+    if own != {"weight", "bias"} or weight.is_meta or not weight.is_floating_point():
+        return False
+    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        expected = functional.linear(x, weight, linear.bias)
+        try:
+            found = linear(x)
+        except Exception:  # whatever it wants instead of a matrix
+            return False
+    same = torch.is_tensor(found) and found.shape == expected.shape
+    # Two roundings apart at most: float16's are near 1e-3 of the largest value.
+    return same and bool((found - expected).abs().max() <= 4e-3 * expected.abs().max())
 
 
 def build(decision: Decision) -> nn.Module | None:

@@ -143,6 +143,33 @@ def test_every_kept_layer_has_a_reason():
         assert words in _reason(rows, name)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_forward_of_its_own_that_does_what_linear_does_counts_as_linear(bias):
+    """Falcon has one in every place, to get other roundings."""
+
+    class Own(nn.Linear):
+        def forward(self, x):
+            y = x @ self.weight.T
+            return y if self.bias is None else y + self.bias
+
+    class Noisy(Own):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.noise = nn.Parameter(torch.zeros(32))
+
+    class Picky(nn.Linear):
+        def forward(self, x, which):
+            return super().forward(x)[which]
+
+    layers = {name: kind(32, 32, bias=bias) for name, kind in (("own", Own), ("noisy", Noisy))}
+    model = nn.ModuleDict({**layers, "picky": Picky(32, 32, bias=bias), "body": nn.Linear(32, 32)})
+    weight = layers["own"].weight
+    rows = prepare(model, TernaryConfig(keep_head=False))
+    assert {row.name for row in rows if row.status == "ternary"} == {"own", "body"}
+    assert model["own"].weight is weight
+    assert _reason(rows, "noisy") == "Noisy has a forward of its own"
+
+
 def test_include_patterns_and_the_head_rule_can_be_set():
     model = _mlp()
     rows = prepare(model, TernaryConfig(include=("2", "3"), keep_head=False))

@@ -57,8 +57,8 @@ def as_site(module: Any) -> Site | None:
 
 
 def _computes_linear(linear: nn.Linear) -> bool:
-    """Whether a subclass with a forward of its own (Falcon has one) does what nn.Linear does: it has
-    nothing but weight and bias, and two random rows come out the same."""
+    """Whether a subclass with a forward of its own (Falcon has one) does what nn.Linear does: it
+    has nothing but weight and bias, and two random rows come out the same."""
     own = {*linear._parameters, *linear._buffers, *linear._modules}
     weight = linear.weight
     if own != {"weight", "bias"} or weight.is_meta or not weight.is_floating_point():

@@ -2,8 +2,9 @@
 
     python tools/kernel_report.py              resources, instruction mix, predictions
     python tools/kernel_report.py --check      exit 1 on a spill, on more than 64 registers in a
-                                               GEMV, or on a main loop that lost its shape (CI);
-                                               exit 3 where nvdisasm is missing
+                                               GEMV, on a tile that reads its scales anew for
+                                               every output, or on a main loop that lost its
+                                               shape (CI); exit 3 where nvdisasm is missing
     python tools/kernel_report.py --markdown   write the tables into docs/performance.md
 
 Needs nvcc. The instruction mix needs nvdisasm: it comes with the CUDA toolkit, or with
@@ -34,6 +35,10 @@ DOCUMENT = REPOSITORY / "docs" / "performance.md"
 MARKS = ("<!-- kernel_report: begin -->", "<!-- kernel_report: end -->")
 EXIT_OK, EXIT_FAILED, EXIT_MISSING = 0, 1, 3
 MAX_GEMV_REGISTERS = 64
+# 4-byte loads in a tile kernel: scales, biases and sums of rows and columns. One for each output
+# would be 64 and more.
+MAX_TILE_FACTORS, FACTOR_LOAD = 48, re.compile(r"\sLDG\.E\.SYS\s")
+FACTOR_KERNELS = ("TileDp4a", "TileHmma", "TileImma")  # others read activations so, too
 GOOD = f"no spills, GEMVs within {MAX_GEMV_REGISTERS} registers, main loops as designed"
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 MATH = re.compile(r"IDP\.|IMMA|HMMA|FFMA|LDG\.E\.NA")
@@ -49,13 +54,15 @@ NVDISASM_HINT = (
 
 @dataclass
 class Kernel:
-    """One compiled kernel. loop: instruction counts of its main loop, empty without nvdisasm."""
+    """One compiled kernel. loop: instruction counts of its main loop, empty without nvdisasm;
+    factor_loads: its 4-byte loads, 0 without."""
 
     name: str
     file: str
     registers: int = 0
     spill_bytes: int = 0
     loop: Counter[str] = field(default_factory=Counter)
+    factor_loads: int = 0
 
 
 def readable(symbol: str) -> str:
@@ -64,7 +71,7 @@ def readable(symbol: str) -> str:
     if not match:
         return symbol
     arguments = match.group(2).replace("6__half", "h,").replace("NS0_6ConfigI", "")
-    tokens = re.findall(r"L[ib](\d+)E|(h,)|(f)(?=[fhiLENI]|$)|(i)(?=E|$)", arguments)
+    tokens = re.findall(r"L[ib](\d+)E|(h,)|(f)(?=[fhiLENI]|$)|(i)(?=[EL]|$)", arguments)
     words = ["fp16" if h else "fp32" if f else "int32" if i else n for n, h, f, i in tokens]
     return f"{match.group(1)}<{','.join(words)}>"
 
@@ -83,8 +90,8 @@ def parse_ptxas(log: str, file: str) -> Iterator[Kernel]:
             kernel = None
 
 
-def parse_loops(sass: str) -> Iterator[tuple[str, Counter[str]]]:
-    """nvdisasm -c output -> (kernel name, instruction counts of its main loop)."""
+def parse_sass(sass: str) -> Iterator[tuple[str, Counter[str], int]]:
+    """nvdisasm -c output -> (kernel name, instruction counts of its main loop, 4-byte loads)."""
     for section in re.split(r"^\.text\.", sass, flags=re.MULTILINE)[1:]:
         labels: dict[str, int] = {}
         code: list[tuple[str, str]] = []
@@ -93,7 +100,8 @@ def parse_loops(sass: str) -> Iterator[tuple[str, Counter[str]]]:
                 labels[label.group(1)] = len(code)
             elif found := INSTRUCTION.search(line):
                 code.append((found.group(1), found.group(2)))
-        yield readable(section.split(":", 1)[0].strip()), main_loop(code, labels)
+        name = readable(section.split(":", 1)[0].strip())
+        yield name, main_loop(code, labels), len(FACTOR_LOAD.findall(section))
 
 
 def main_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> Counter[str]:
@@ -139,9 +147,9 @@ def compile_kernels(nvcc: str, nvdisasm: str | None) -> list[Kernel]:
             if nvdisasm and found:
                 listing = [nvdisasm, "-c", str(cubin)]
                 sass = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
-                loops = dict(parse_loops(sass))
+                read = {name: (loop, loads) for name, loop, loads in parse_sass(sass)}
                 for kernel in found:
-                    kernel.loop = loops.get(kernel.name, Counter())
+                    kernel.loop, kernel.factor_loads = read.get(kernel.name, (Counter(), 0))
             kernels += found
     return sorted(kernels, key=lambda kernel: kernel.name)
 
@@ -162,6 +170,11 @@ def problems(kernels: Iterable[Kernel]) -> list[str]:
         if kernel.name.startswith("Gemv") and kernel.registers > MAX_GEMV_REGISTERS:
             found.append(
                 f"{kernel.name}: {kernel.registers} registers, more than {MAX_GEMV_REGISTERS}"
+            )
+        if kernel.name.startswith(FACTOR_KERNELS) and kernel.factor_loads > MAX_TILE_FACTORS:
+            found.append(
+                f"{kernel.name}: {kernel.factor_loads} loads of scales and sums, more than "
+                f"{MAX_TILE_FACTORS}: read for every output anew"
             )
         found += [f"{kernel.name}: main loop {text}" for text in loop_problems(kernel)]
     absent = [name for name in PRODUCTS if name not in seen]

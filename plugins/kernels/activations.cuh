@@ -59,6 +59,12 @@ __device__ __forceinline__ uint32_t WarpMax(uint32_t v) {
   return v;
 }
 
+__device__ __forceinline__ int32_t WarpSum(int32_t v) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffffu, v, lanes);
+  return v;
+}
+
 // a = max(absmax, 1e-5) / 127, the value of one int8 step.
 __device__ __forceinline__ float RowScale(uint32_t absmax_bits) {
   const uint32_t floor_bits = 0x3727c5acu;  // 1e-5f

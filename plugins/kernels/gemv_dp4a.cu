@@ -104,7 +104,10 @@ __device__ __forceinline__ void QuantizeSlice(const Params& p, const Shared<kCol
     total += sum;
     Place16<kCols, kGrouped>(p, shared, column, g, words, sum);
   }
-  atomicAdd(&shared.row_sums[column], total);
+  if constexpr (!kGrouped) {
+    total = WarpSum(total);  // one addition a warp: those to one address take their turns
+    if (lane == 0) atomicAdd(&shared.row_sums[column], total);
+  }
   if (first == 0) shared.row_scales[column] = a;
 }
 
@@ -257,7 +260,7 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvDp4aKernel(Para
     if constexpr (kGrouped) {
       ReduceTile<kRows, kCols>(p, static_cast<float*>(shared.scratch), scaled, tile_row,
                         [&](int m, int n, float sum) {
-                          StoreOutput<T>(p, m, n, sum, shared.row_scales[m]);
+                          StoreOutput<T>(p, m, n, sum, shared.row_scales[m], Bias(p, n));
                         });
     } else {
       int32_t totals[kRows][kCols];
@@ -270,7 +273,7 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvDp4aKernel(Para
                         [&](int m, int n, int32_t sum) {
                           const float trits = TritSum(sum, shared.row_sums[m]);
                           StoreOutput<T>(p, m, n, __fmul_rn(trits, WeightScale(p, n, 0)),
-                                         shared.row_scales[m]);
+                                         shared.row_scales[m], Bias(p, n));
                         });
     }
     if constexpr (kOneTile<kCols>) break;

@@ -138,7 +138,8 @@ __global__ void __launch_bounds__(kGemvThreads, kGemvBlocks) GemvFloatKernel(Par
           });
     }
     ReduceTile<kRows, kCols>(p, scratch, sums, tile_row, [&](int m, int n, float sum) {
-      StoreOutput<T>(p, m, n, kGrouped ? sum : __fmul_rn(sum, WeightScale(p, n, 0)), 1.0f);
+      StoreOutput<T>(p, m, n, kGrouped ? sum : __fmul_rn(sum, WeightScale(p, n, 0)), 1.0f,
+                     Bias(p, n));
     });
     if constexpr (kOneTile<kCols>) break;
   }

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) NaiveKernel(Params p) {
       const float sum = p.quantized ? __int2float_rn(integer_sum) : static_cast<float>(float_sum);
       scaled = __fadd_rn(scaled, __fmul_rn(sum, WeightScale(p, n, u)));
     }
-    StoreOutput<T>(p, m, n, scaled, a);
+    StoreOutput<T>(p, m, n, scaled, a, Bias(p, n));
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 constexpr int kThreads = 256;
 
 // Sum: int32_t for quantized activations without group scales, otherwise float.
-template <class T, class Sum>
+template <class T, class Sum, bool kGrouped>
 __global__ void __launch_bounds__(kThreads) SumSplitsKernel(Params p) {
   const int n = blockIdx.x * kThreads + threadIdx.x;
   const int m = blockIdx.y;
@@ -18,15 +18,15 @@ __global__ void __launch_bounds__(kThreads) SumSplitsKernel(Params p) {
   const Sum* partial = static_cast<const Sum*>(p.partial) + static_cast<int64_t>(m) * p.n + n;
   Sum sum = 0;
   for (int split = 0; split < p.splits; ++split) sum += partial[split * outputs];
-  const float scaled = p.units > 1 ? static_cast<float>(sum) : ScaledSum(p, m, n, sum);
-  StoreOutput<T>(p, m, n, scaled, p.quantized ? p.row_scale[m] : 1.0f);
+  FinishOutput<T, kGrouped>(p, m, n, sum, LoadRow<kGrouped>(p, m), LoadColumn<kGrouped>(p, n));
 }
 
 template <class T>
 Status LaunchTyped(const Params& params, Stream stream) {
   const dim3 grid(CeilDiv(params.n, kThreads), params.m);
-  const bool integers = params.quantized && !params.group_size;
-  const auto kernel = integers ? SumSplitsKernel<T, int32_t> : SumSplitsKernel<T, float>;
+  const auto kernel = params.units > 1    ? SumSplitsKernel<T, float, true>
+                      : params.quantized ? SumSplitsKernel<T, int32_t, false>
+                                         : SumSplitsKernel<T, float, false>;
   return LaunchKernel(kernel, grid, dim3(kThreads), 0, stream, params);
 }
 

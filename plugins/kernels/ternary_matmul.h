@@ -19,7 +19,7 @@ namespace bitnet {
 using Stream = CUstream_st*;  // the same type as cudaStream_t
 
 // Raised whenever a kernel's speed or result may change; part of TensorRT's timing cache key.
-inline constexpr int32_t kKernelVersion = 3;
+inline constexpr int32_t kKernelVersion = 4;
 
 // The largest K: a lane that had to sum a whole row alone would still keep its accumulator,
 // whose terms reach 3 * 4^3 * 128 = 24576 and of which it sees every fourth, inside int32.

@@ -74,15 +74,15 @@ __global__ void __launch_bounds__(C::kThreads) TileDp4aKernel(Params p) {
   };
   // Adds scale group `unit`, which is complete, to the scaled sums.
   const auto flush = [&](int unit) {
+    int32_t x_sums[C::kThreadM];
+#pragma unroll
+    for (int m = 0; m < C::kThreadM; ++m) x_sums[m] = UnitSum(p, out_m(m), unit);
 #pragma unroll
     for (int n = 0; n < C::kThreadN; ++n) {
+      const float scale = WeightScale(p, ClampColumn(p, out_n(n)), unit);
 #pragma unroll
       for (int m = 0; m < C::kThreadM; ++m) {
-        if (out_n(n) < p.n && out_m(m) < p.m) {
-          const int32_t x_sum = p.unit_sum[static_cast<int64_t>(out_m(m)) * p.units + unit];
-          scaled[kGrouped ? n : 0][m] +=
-              TritSum(sums[n][m], x_sum) * WeightScale(p, out_n(n), unit);
-        }
+        scaled[kGrouped ? n : 0][m] += TritSum(sums[n][m], x_sums[m]) * scale;
         sums[n][m] = 0;
       }
     }
@@ -108,12 +108,20 @@ __global__ void __launch_bounds__(C::kThreads) TileDp4aKernel(Params p) {
       }
     }
   });
+  RowFactors rows[C::kThreadM];
+  ColumnFactors columns[C::kThreadN];
+#pragma unroll
+  for (int m = 0; m < C::kThreadM; ++m) rows[m] = LoadRow<kGrouped>(p, out_m(m));
+#pragma unroll
+  for (int n = 0; n < C::kThreadN; ++n) columns[n] = LoadColumn<kGrouped>(p, out_n(n));
 #pragma unroll
   for (int n = 0; n < C::kThreadN; ++n) {
 #pragma unroll
     for (int m = 0; m < C::kThreadM; ++m) {
-      if constexpr (kGrouped) FinishTileOutput<T, true>(p, out_m(m), out_n(n), scaled[n][m]);
-      else FinishTileOutput<T, false>(p, out_m(m), out_n(n), sums[n][m]);
+      if constexpr (kGrouped)
+        FinishTileOutput<T, true>(p, out_m(m), out_n(n), scaled[n][m], rows[m], columns[n]);
+      else
+        FinishTileOutput<T, false>(p, out_m(m), out_n(n), sums[n][m], rows[m], columns[n]);
     }
   }
 }

@@ -107,13 +107,18 @@ __global__ void __launch_bounds__(kThreads) TileFloatKernel(Params p) {
       }
     }
   });
+  const RowFactors row = {1.0f, 0};
+  ColumnFactors columns[kThreadN];
+#pragma unroll
+  for (int n = 0; n < kThreadN; ++n)
+    columns[n] = LoadColumn<kGrouped>(p, first_n + thread_n + n * kColumnsN);
 #pragma unroll
   for (int n = 0; n < kThreadN; ++n) {
 #pragma unroll
     for (int m = 0; m < kThreadM; ++m)
       FinishTileOutput<T, kGrouped>(p, first_m + thread_m * kThreadM + m,
                                     first_n + thread_n + n * kColumnsN,
-                                    kGrouped ? scaled[n][m] : sums[n][m]);
+                                    kGrouped ? scaled[n][m] : sums[n][m], row, columns[n]);
   }
 }
 

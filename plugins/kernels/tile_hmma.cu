@@ -120,15 +120,16 @@ __device__ __forceinline__ void MultiplyChunk(const uint4* x, const uint4* w, in
   }
 }
 
+// visit(m, n, j): the sum of row of x 16 m + lane / 4 + j / 2 * 8 and output
+// 8 n + lane % 4 * 2 + j % 2 of the warp's tile.
 template <class C, class Visit>
-__device__ __forceinline__ void ForEachSum(int lane, Visit visit) {
+__device__ __forceinline__ void ForEachSum(Visit visit) {
 #pragma unroll
   for (int m = 0; m < C::kFragmentsM; ++m) {
 #pragma unroll
     for (int n = 0; n < C::kFragmentsN; ++n) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        visit(16 * m + lane / 4 + j / 2 * 8, 8 * n + lane % 4 * 2 + j % 2, m, n, j);
+      for (int j = 0; j < 4; ++j) visit(m, n, j);
     }
   }
 }
@@ -146,6 +147,7 @@ __global__ void __launch_bounds__(C::kThreads) TileHmmaKernel(Params p) {
   WeightStage<C> next_w;
   Sums<C> sums = {};
   float scaled[kGrouped ? C::kFragmentsM : 1][C::kFragmentsN][4] = {};
+  const int lane_n = first_n + warp_n + lane % 4 * 2, lane_m = first_m + warp_m + lane / 4;
 
   const auto fetch = [&](int chunk) {
     next_x.Fetch(p, first_m, chunk, range.end);
@@ -157,10 +159,15 @@ __global__ void __launch_bounds__(C::kThreads) TileHmmaKernel(Params p) {
   };
   const auto flush = [&](int chunk) {
     const int unit = chunk * kChunk / p.group_size;
-    ForEachSum<C>(lane, [&](int, int row_n, int m, int n, int j) {
-      const int out_n = first_n + warp_n + row_n;
-      if (out_n < p.n)
-        scaled[kGrouped ? m : 0][n][j] += sums[m][n][j] * WeightScale(p, out_n, unit);
+    float scales[C::kFragmentsN][2];
+#pragma unroll
+    for (int n = 0; n < C::kFragmentsN; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        scales[n][j] = WeightScale(p, ClampColumn(p, lane_n + 8 * n + j), unit);
+    }
+    ForEachSum<C>([&](int m, int n, int j) {
+      scaled[kGrouped ? m : 0][n][j] += sums[m][n][j] * scales[n][j % 2];
       sums[m][n][j] = 0.0f;
     });
   };
@@ -172,9 +179,17 @@ __global__ void __launch_bounds__(C::kThreads) TileHmmaKernel(Params p) {
       if (kGrouped && chunk + c < range.end && GroupEnds(p, chunk + c)) flush(chunk + c);
     }
   });
-  ForEachSum<C>(lane, [&](int row_m, int row_n, int m, int n, int j) {
+  const RowFactors row = {1.0f, 0};
+  ColumnFactors columns[C::kFragmentsN][2];
+#pragma unroll
+  for (int n = 0; n < C::kFragmentsN; ++n) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) columns[n][j] = LoadColumn<kGrouped>(p, lane_n + 8 * n + j);
+  }
+  ForEachSum<C>([&](int m, int n, int j) {
     const float sum = kGrouped ? scaled[kGrouped ? m : 0][n][j] : sums[m][n][j];
-    FinishTileOutput<__half, kGrouped>(p, first_m + warp_m + row_m, first_n + warp_n + row_n, sum);
+    FinishTileOutput<__half, kGrouped>(p, lane_m + 16 * m + j / 2 * 8, lane_n + 8 * n + j % 2, sum,
+                                       row, columns[n][j % 2]);
   });
 }
 

@@ -57,15 +57,16 @@ __device__ __forceinline__ void MultiplyChunk(const uint4* x, const uint4* w, in
   }
 }
 
-// visit(output within the warp's tile, row of x within it, index n, index m, index j).
+// visit(n, m, j): the sum of output 8 n + lane / 4 and row of x 8 m + lane % 4 * 2 + j of the
+// warp's tile.
 template <class C, class Visit>
-__device__ __forceinline__ void ForEachSum(int lane, Visit visit) {
+__device__ __forceinline__ void ForEachSum(Visit visit) {
 #pragma unroll
   for (int n = 0; n < C::kFragmentsN; ++n) {
 #pragma unroll
     for (int m = 0; m < C::kFragmentsM; ++m) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) visit(8 * n + lane / 4, 8 * m + lane % 4 * 2 + j, n, m, j);
+      for (int j = 0; j < 2; ++j) visit(n, m, j);
     }
   }
 }
@@ -83,6 +84,7 @@ __global__ void __launch_bounds__(C::kThreads) TileImmaKernel(Params p) {
   WeightStage<C> next_w;
   Sums<C> sums = {};
   float scaled[kGrouped ? C::kFragmentsN : 1][C::kFragmentsM][2] = {};
+  const int lane_n = first_n + warp_n + lane / 4, lane_m = first_m + warp_m + lane % 4 * 2;
 
   const auto fetch = [&](int chunk) {
     next_x.Fetch(p, first_m, chunk, range.end);
@@ -95,13 +97,18 @@ __global__ void __launch_bounds__(C::kThreads) TileImmaKernel(Params p) {
   // Adds the group that ends with `chunk` to the scaled sums.
   const auto flush = [&](int chunk) {
     const int unit = chunk * kChunk / p.group_size;
-    ForEachSum<C>(lane, [&](int row_n, int row_m, int n, int m, int j) {
-      const int out_n = first_n + warp_n + row_n, out_m = first_m + warp_m + row_m;
-      if (out_n < p.n && out_m < p.m) {
-        const int32_t x_sum = p.unit_sum[static_cast<int64_t>(out_m) * p.units + unit];
-        scaled[kGrouped ? n : 0][m][j] +=
-            TritSum(sums[n][m][j], x_sum) * WeightScale(p, out_n, unit);
-      }
+    float scales[C::kFragmentsN];
+    int32_t x_sums[C::kFragmentsM][2];
+#pragma unroll
+    for (int n = 0; n < C::kFragmentsN; ++n)
+      scales[n] = WeightScale(p, ClampColumn(p, lane_n + 8 * n), unit);
+#pragma unroll
+    for (int m = 0; m < C::kFragmentsM; ++m) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) x_sums[m][j] = UnitSum(p, lane_m + 8 * m + j, unit);
+    }
+    ForEachSum<C>([&](int n, int m, int j) {
+      scaled[kGrouped ? n : 0][m][j] += TritSum(sums[n][m][j], x_sums[m][j]) * scales[n];
       sums[n][m][j] = 0;
     });
   };
@@ -113,10 +120,21 @@ __global__ void __launch_bounds__(C::kThreads) TileImmaKernel(Params p) {
       if (kGrouped && chunk + c < range.end && GroupEnds(p, chunk + c)) flush(chunk + c);
     }
   });
-  ForEachSum<C>(lane, [&](int row_n, int row_m, int n, int m, int j) {
-    const int out_n = first_n + warp_n + row_n, out_m = first_m + warp_m + row_m;
-    if constexpr (kGrouped) FinishTileOutput<T, true>(p, out_m, out_n, scaled[n][m][j]);
-    else FinishTileOutput<T, false>(p, out_m, out_n, sums[n][m][j]);
+  RowFactors rows[C::kFragmentsM][2];
+  ColumnFactors columns[C::kFragmentsN];
+#pragma unroll
+  for (int n = 0; n < C::kFragmentsN; ++n) columns[n] = LoadColumn<kGrouped>(p, lane_n + 8 * n);
+#pragma unroll
+  for (int m = 0; m < C::kFragmentsM; ++m) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) rows[m][j] = LoadRow<kGrouped>(p, lane_m + 8 * m + j);
+  }
+  ForEachSum<C>([&](int n, int m, int j) {
+    const int out_n = lane_n + 8 * n, out_m = lane_m + 8 * m + j;
+    if constexpr (kGrouped)
+      FinishTileOutput<T, true>(p, out_m, out_n, scaled[n][m][j], rows[m][j], columns[n]);
+    else
+      FinishTileOutput<T, false>(p, out_m, out_n, sums[n][m][j], rows[m][j], columns[n]);
   });
 }
 

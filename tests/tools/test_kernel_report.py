@@ -21,7 +21,9 @@ IMMA = (
     "_ZN6bitnet45_GLOBAL__N__1_12_tile_imma_cu_f9"
     "14TileImmaKernelIfNS0_6ConfigILi64ELi2ELi2EEELb1EEEvNS_6ParamsE"
 )
-SPLITS = "_ZN6bitnet43_GLOBAL__N__6a5cb2d0_10_split_k_cu_6ba3800815SumSplitsKernelIffEEvNS_6ParamsE"
+SPLITS = (
+    "_ZN6bitnet43_GLOBAL__N__6a5cb2d0_10_split_k_cu_6ba3800815SumSplitsKernelIffLb1EEEvNS_6ParamsE"
+)
 PTXAS = f"""
 ptxas info    : Compiling entry function '{GEMV}' for 'sm_75'
 ptxas info    : Function properties for {GEMV}
@@ -37,6 +39,7 @@ SASS = f"""
         /*0030*/                   FFMA R0, R1, R2, R3 ;
         /*0040*/              @P0 BRA `(.L_x_0) ;
 .L_x_1:
+        /*0048*/                   LDG.E.SYS R0, [R4] ;
         /*0050*/                   STG.E.SYS [R2], R0 ;
 .L_x_2:
         /*0060*/                   LDG.E.NA.128.CONSTANT.SYS R4, [R2] ;
@@ -50,14 +53,17 @@ SASS = f"""
 def test_names_are_readable():
     assert kernel_report.readable(GEMV) == "GemvDp4aKernel<fp16,2,0>"
     assert kernel_report.readable(IMMA) == "TileImmaKernel<fp32,64,2,2,1>"
-    assert kernel_report.readable(SPLITS) == "SumSplitsKernel<fp32,fp32>"
+    assert kernel_report.readable(SPLITS) == "SumSplitsKernel<fp32,fp32,1>"
+    assert kernel_report.readable(SPLITS.replace("IffL", "I6__halfiL").replace("b1", "b0")) == (
+        "SumSplitsKernel<fp16,int32,0>"
+    )
 
 
 def test_resources_and_main_loop_are_read():
     (kernel,) = kernel_report.parse_ptxas(PTXAS, "gemv_dp4a.cu")
     assert (kernel.registers, kernel.spill_bytes) == (72, 32)
-    ((name, loop),) = kernel_report.parse_loops(SASS)
-    assert name == kernel.name
+    ((name, loop, factor_loads),) = kernel_report.parse_sass(SASS)
+    assert (name, factor_loads) == (kernel.name, 1)
     # The innermost loop that multiplies, and not the one that divides.
     assert loop == {"LDG.E.NA.128.CONSTANT.SYS": 1, "IDP.4A.U8.S8": 1, "BRA": 1}
 
@@ -74,6 +80,17 @@ def test_check_names_each_problem():
     assert problems_of(lost) == [
         "GemvDp4aKernel<fp16,1,0>: main loop reads weights by no 16-byte load",
         "GemvDp4aKernel<fp16,1,0>: main loop has I2F",
+    ]
+
+
+def test_a_tile_reads_its_scales_once():
+    imma = Counter({"IMMA.8816.U8.S8": 64})
+    name = "TileImmaKernel<fp16,64,2,2,1>"
+    kernel = kernel_report.Kernel(name, "tile_imma.cu", 168, 0, imma, factor_loads=36)
+    assert problems_of(kernel) == []
+    kernel.factor_loads = 224
+    assert problems_of(kernel) == [
+        f"{name}: 224 loads of scales and sums, more than 48: read for every output anew"
     ]
 
 

@@ -1,7 +1,7 @@
 """Running TensorRT outputs: engines through TensorRT's Python API, ONNX through its provider.
 
 Both speak as an ONNX Runtime session does, so that ``load_session`` and everything built on it
-treat them alike. An engine of one shape runs as a captured CUDA graph from its second run on.
+treat them alike. An engine of one shape runs as a captured CUDA graph from its third run on.
 """
 
 from __future__ import annotations
@@ -212,19 +212,26 @@ class EngineSession:
         return buffer
 
     def launch(self) -> None:
-        """Issue one inference on what is bound. Static shapes: a graph from the second time on,
-        for the first run may still load kernels, which a capture does not allow."""
+        """Issue one inference on what is bound. Static shapes: a graph from the third time on. It
+        is captured behind the second, since a capture allows neither the kernels to be loaded, as
+        the first run does, nor a changed binding to be made good, as the run behind it does."""
         if self._graph is not None:
             self._graph.launch()
-        elif self._static and self._has_run and self._capturable():
-            self._graph = trt_cuda.Graph(self._stream, self._enqueue)
-            self._graph.launch()
-        else:
-            self._enqueue()
+            return
+        self._enqueue()
+        if self._static and self._has_run:
+            self._capture()
         self._has_run = True
 
+    def _capture(self) -> None:
+        """Record the work for later runs, where it can be: some layers wait for the host."""
+        self._static = False  # whatever comes of it, not tried again
+        if self._capturable():
+            with contextlib.suppress(StageError):
+                self._graph = trt_cuda.Graph(self._stream, self._enqueue)
+
     def _capturable(self) -> bool:
-        """TensorRT-RTX says whether a graph can be captured; TensorRT always allows it here."""
+        """TensorRT-RTX says whether a graph can be captured; of TensorRT it shows in trying."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return bool(ask(self._stream.ptr)) if ask else True
 

@@ -237,19 +237,26 @@ class FakeEngine:
 class FakeContext:
     def __init__(self, cuda):
         self.cuda, self.addresses, self.shape, self.enqueued = cuda, {}, None, 0
+        self.changed = False  # a binding, which TensorRT makes good in the next run
+        self.waits = False  # has a layer that waits for the host, which a capture does not allow
 
     def set_input_shape(self, name, shape):
-        self.shape = tuple(shape)
+        self.shape, self.changed = tuple(shape), True
         return True
 
     def get_tensor_shape(self, name):
         return self.shape
 
     def set_tensor_address(self, name, address):
-        self.addresses[name] = address
+        self.addresses[name], self.changed = address, True
         return True
 
     def execute_async_v3(self, stream):
+        if self.cuda.capturing is not None:
+            assert not self.changed, "a run behind a change of bindings cannot be captured"
+            if self.waits:
+                return False
+        self.changed = False
         x, y, count = self.addresses["x"], self.addresses["y"], int(np.prod(self.shape))
 
         def work():

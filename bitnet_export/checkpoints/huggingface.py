@@ -28,7 +28,8 @@ from bitnet_export.load.hf_bitnet import (
     absmean_ternary,
     pack_rows,
 )
-from bitnet_export.load.huggingface import HuggingFaceModule, import_transformers, read_config
+from bitnet_export.load.hf_inputs import HuggingFaceModule
+from bitnet_export.load.huggingface import import_transformers, read_config
 from bitnet_export.load.model import LoadedModel
 
 # What lies beside the weights and is worth keeping.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitnet_export.errors import InputError, StageError
 from bitnet_export.load.exported_program import read_program
 from bitnet_export.load.hf_bitnet import BitNetLinear
-from bitnet_export.load.huggingface import HuggingFaceModule
+from bitnet_export.load.hf_inputs import HuggingFaceModule
 from bitnet_export.load.model import LoadedModel
 from bitnet_export.ternary.config import TernaryConfig
 from bitnet_export.ternary.quantizers import QuantizerSpec, spec_for, ternarize

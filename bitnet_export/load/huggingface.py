@@ -7,10 +7,9 @@ hidden states, no pooler that the checkpoint has no weights for.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,83 +20,13 @@ from torch import nn
 from bitnet_export.errors import InputError, MissingRequirement
 from bitnet_export.load.experts import split_experts
 from bitnet_export.load.hf_bitnet import fold_bitnet_layers
-from bitnet_export.load.inputs import InputSpec, axis_sizes, make_inputs
+from bitnet_export.load.hf_inputs import input_specs, longest, module_kind, output_names
+from bitnet_export.load.inputs import axis_sizes, make_inputs
 from bitnet_export.load.model import LoadedModel
 
 # SDPA exports with dynamic shapes and becomes one Softmax between two MatMuls, as eager does,
 # but keeps the additive mask in one place, which ONNX Runtime's fusions recognise.
 ATTENTION = "sdpa"
-# Pixels a side where the config does not say: that of ImageNet's classifiers.
-USUAL_IMAGE = 224
-OWN_WAY = "write it with bitnet_export.save(model, path, example_inputs) and pass that file"
-
-
-class HuggingFaceModule(nn.Module):
-    """A transformers model with tensors in and tensors out, in the order of output_names.
-
-    Subclasses name forward's inputs, so that exporters see them.
-    """
-
-    inputs: tuple[str, ...] = ()
-
-    def __init__(self, model: nn.Module, output_names: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.model = model
-        self.output_names = list(output_names)
-
-    def run(self, **inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        outputs = self.model(**inputs, return_dict=True)
-        kept = tuple(outputs[name] for name in self.output_names)
-        return kept[0] if len(kept) == 1 else kept
-
-
-class TextModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask")
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return self.run(input_ids=input_ids, attention_mask=attention_mask)
-
-
-class SegmentedTextModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask", "token_type_ids")
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor,
-    ) -> Any:
-        return self.run(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        )
-
-
-class EncoderDecoderModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask", "decoder_input_ids")
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        decoder_input_ids: torch.Tensor,
-    ) -> Any:
-        return self.run(
-            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
-        )
-
-
-class ImageModule(HuggingFaceModule):
-    inputs = ("pixel_values",)
-
-    def forward(self, pixel_values: torch.Tensor) -> Any:
-        return self.run(pixel_values=pixel_values)
-
-
-class AudioModule(HuggingFaceModule):
-    inputs = ("input_values",)
-
-    def forward(self, input_values: torch.Tensor) -> Any:
-        return self.run(input_values=input_values)
 
 
 def load_huggingface(
@@ -135,13 +64,13 @@ def wrap(
             fix="the architecture in config.json is not the one that was saved; write it again "
             "with save_pretrained",
         )
-    kind = _wrapper_class(model, config, path, input_names)
+    kind = module_kind(model, config, path, input_names)
     wrapper = kind(model)
     notes = [f"left out {dropped}: the checkpoint has no weights for it"] if dropped else []
-    specs = _input_specs(kind, config, notes)
-    limit = getattr(config, "max_position_embeddings", None)
+    specs = input_specs(kind, config, notes)
+    limit = longest(config)
     inputs = make_inputs(specs, limit=limit)
-    wrapper.output_names = _output_names(model, inputs, path)
+    wrapper.output_names = output_names(model, inputs, path)
     axes = axis_sizes(specs)
     return LoadedModel(
         name=path.resolve().name,
@@ -308,75 +237,6 @@ def _drop_untrained_pooler(model: nn.Module, missing: set[str]) -> str:
     model.add_module("pooler", None)
     missing -= keys
     return "pooler_output"
-
-
-def _wrapper_class(
-    model: nn.Module, config: Any, path: Path, input_names: Collection[str]
-) -> type[HuggingFaceModule]:
-    main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        return ImageModule
-    if main == "input_values":
-        return AudioModule
-    if main != "input_ids":
-        raise InputError(
-            f"{type(model).__name__} takes {main}, for which there are no example inputs",
-            where=str(path),
-            fix=OWN_WAY,
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        return EncoderDecoderModule
-    takes_segments = "token_type_ids" in inspect.signature(model.forward).parameters
-    wants_segments = not input_names or "token_type_ids" in input_names
-    if takes_segments and wants_segments and getattr(config, "type_vocab_size", 0) > 1:
-        return SegmentedTextModule
-    return TextModule
-
-
-def _input_specs(kind: type[HuggingFaceModule], config: Any, notes: list[str]) -> list[InputSpec]:
-    """What config says about the inputs; what it does not say is assumed and noted."""
-    if kind is ImageModule:
-        size = getattr(config, "image_size", None)
-        if size is None:  # a ResNet takes any
-            size = USUAL_IMAGE
-            notes.append(
-                f"config.json names no image size: {size} x {size} pixels are assumed; "
-                f"--input pixel_values:batchx3x{size}x{size} sets them"
-            )
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(config, "num_channels", 3)
-        return [InputSpec("pixel_values", ("batch", channels, height, width))]
-    if kind is AudioModule:
-        return [InputSpec("input_values", ("batch", 16000))]
-    vocabulary = config.get_text_config().vocab_size
-    return [
-        InputSpec(
-            name,
-            ("batch", "decoder_sequence" if name.startswith("decoder") else "sequence"),
-            "int64",
-            high=vocabulary,
-        )
-        for name in kind.inputs
-    ]
-
-
-def _output_names(model: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> list[str]:
-    """The tensors among the model's outputs, by name, in order. Raises InputError for a model that
-    takes other inputs than those of its kind."""
-    try:
-        with torch.no_grad():
-            outputs = model(**inputs, return_dict=True)
-        names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
-    except Exception as e:  # whatever the model raises
-        raise InputError(
-            f"{type(model).__name__} does not run on {', '.join(inputs)} alone: {_first(e)}",
-            where=str(path),
-            fix=OWN_WAY,
-        ) from e
-    if not names:
-        raise InputError(f"{type(model).__name__} returns no tensors", where=str(path), fix=OWN_WAY)
-    # An encoder-decoder also hands out its encoder's states: a by-product of the logits.
-    return [n for n in names if not (n.startswith("encoder_") and len(names) > 1)]
 
 
 def _first(error: Exception) -> str:

@@ -88,18 +88,104 @@ def test_an_image_size_that_the_config_does_not_name_is_assumed(tmp_path):
     assert loaded.output_names == ["logits"]
 
 
-def test_a_model_that_needs_other_inputs_is_refused_with_a_way_out(tmp_path):
+SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+TOWERS = dict(
+    text_config={**SIZES, "vocab_size": 40, "max_position_embeddings": 12},
+    vision_config={**SIZES, "image_size": 16, "patch_size": 8},
+)
+# Configuration, its fields, class -> shapes of the example inputs, in order.
+OTHER_INPUTS = {
+    "two towers": (
+        "CLIPConfig",
+        {**TOWERS, "projection_dim": 8},
+        "CLIPModel",
+        {"input_ids": (2, 12), "attention_mask": (2, 12), "pixel_values": (2, 3, 16, 16)},
+    ),
+    "speech to text": (
+        "WhisperConfig",
+        dict(
+            vocab_size=40,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_mel_bins=8,
+            max_source_positions=10,
+            pad_token_id=0,
+            decoder_start_token_id=1,
+        ),
+        "WhisperForConditionalGeneration",
+        {"input_features": (2, 8, 20), "decoder_input_ids": (2, 16)},
+    ),
+    "spectrogram": (
+        "ASTConfig",
+        dict(SIZES, max_length=24, num_mel_bins=20),
+        "ASTForAudioClassification",
+        {"input_values": (2, 24, 20)},
+    ),
+    "frames": (
+        "Wav2Vec2BertConfig",
+        dict(SIZES, vocab_size=32, feature_projection_input_dim=12),
+        "Wav2Vec2BertForCTC",
+        {"input_features": (2, 16, 12)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_INPUTS)
+def test_images_speech_and_two_towers_have_example_inputs(tmp_path, name):
     import transformers
 
-    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    config = transformers.CLIPConfig(
-        text_config={**sizes, "vocab_size": 40},
-        vision_config={**sizes, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
+    config, fields, kind, shapes = OTHER_INPUTS[name]
+    made = getattr(transformers, kind)(getattr(transformers, config)(**fields))
+    made.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert {n: tuple(t.shape) for n, t in model.example_inputs.items()} == shapes
+    outputs = model.module(**model.example_inputs)
+    assert len(model.output_names) == (len(outputs) if isinstance(outputs, tuple) else 1)
+
+
+def test_an_image_goes_in_and_text_comes_out(tmp_path):
+    import transformers
+
+    parts = (
+        transformers.ViTConfig(**SIZES, image_size=16, patch_size=8),
+        transformers.TrOCRConfig(
+            vocab_size=40,
+            d_model=16,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            max_position_embeddings=24,
+        ),
     )
-    transformers.CLIPModel(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"CLIPModel does not run on input_ids, attention_mask"):
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    transformers.VisionEncoderDecoderModel(config).save_pretrained(tmp_path)
+    inputs = load(tmp_path).example_inputs
+    assert inputs["pixel_values"].shape == (2, 3, 16, 16)
+    assert int(inputs["decoder_input_ids"].max()) < 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("Lxmert", {}, r"LxmertModel does not run on input_ids, attention_mask"),
+        ("PatchTST", dict(d_model=16, ffn_dim=32), r"PatchTSTModel takes past_values"),
+    ],
+)
+def test_a_model_that_needs_other_inputs_is_refused_with_a_way_out(tmp_path, kind, fields, message):
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**fields, num_attention_heads=2)
+    if kind == "Lxmert":
+        config.hidden_size, config.l_layers, config.r_layers, config.x_layers = 16, 1, 1, 1
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message) as refusal:
         load(tmp_path)
+    assert "bitnet_export.save" in str(refusal.value)
 
 
 def test_unknown_architecture_falls_back(bert_directory, tmp_path):

@@ -48,7 +48,7 @@ def show_report(report: Report, *, as_json: bool, directory: Path | None = None)
 
 def summary(report: Report) -> list[str]:
     """The report in lines a terminal can hold."""
-    from bitnet_export.report.text import megabytes, milliseconds, number, percent, times
+    from bitnet_export.report.text import megabytes, milliseconds, number, percent, smaller, times
 
     rows: list[tuple[str, ...]] = []
     if report.size:
@@ -58,7 +58,7 @@ def summary(report: Report) -> list[str]:
                 "size",
                 f"{megabytes(size.baseline_bytes)} {size.baseline_dtype}",
                 megabytes(size.bytes),
-                f"{times(size.ratio)} smaller",
+                smaller(size.ratio),
             )
         )
         rows += _other_sizes(size)
@@ -87,12 +87,12 @@ def summary(report: Report) -> list[str]:
 def _other_sizes(size: SizeBlock) -> list[tuple[str, ...]]:
     """The ratio over the floating-point type that the baseline is not in, and what compression
     did."""
-    from bitnet_export.report.text import megabytes, times
+    from bitnet_export.report.text import megabytes, smaller
 
     rows: list[tuple[str, ...]] = []
     for name, count in (("fp32", size.fp32_bytes), ("fp16", size.fp16_bytes)):
         if count is not None and name != size.baseline_dtype:
-            ratio = f"{times(count / size.bytes)} smaller"
+            ratio = smaller(count / size.bytes)
             rows.append(("", f"{megabytes(count)} {name}", megabytes(size.bytes), ratio))
     if size.unpacked_bytes is not None:
         codes = size.code_bits_per_weight

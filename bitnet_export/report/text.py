@@ -26,6 +26,11 @@ def times(value: float) -> str:
     return f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
 
 
+def smaller(ratio: float) -> str:
+    """``5.90x smaller``; a ratio below 1 is turned round: ``1.30x larger``."""
+    return f"{times(ratio)} smaller" if ratio >= 1 else f"{times(1 / ratio)} larger"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """0.0123 -> ``1.2 %``; None -> a dash."""
     return DASH if value is None else f"{value * 100:.{digits}f} %"
@@ -50,7 +55,7 @@ def headline(report: Report) -> str:
     """One sentence for the subject of a mail: smaller, faster, quality kept."""
     facts = []
     if report.size:
-        facts.append(f"{times(report.size.ratio)} smaller than {report.size.baseline_dtype}")
+        facts.append(f"{smaller(report.size.ratio)} than {report.size.baseline_dtype}")
     if report.speed:
         ratios = sorted(row.ratio for row in report.speed)
         low, high = times(ratios[0]), times(ratios[-1])

@@ -210,3 +210,16 @@ def test_numbers_as_text():
     assert nice_ticks(5.2) == [0, 2, 4]
     assert nice_ticks(0) == [0]
     assert nice_ticks(0.0117, 3) == [0, 0.005, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (5.9, "5.90x smaller"),
+        (1.0, "1.00x smaller"),
+        (0.77, "1.30x larger"),
+        (0.05, "20.0x larger"),
+    ],
+)
+def test_a_file_that_grew_is_not_called_smaller(ratio, words):
+    assert text.smaller(ratio) == words

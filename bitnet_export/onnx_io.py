@@ -158,7 +158,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
         getattr(bare.graph, field).extend(getattr(graph, field))
     inputs = {value.name for value in graph.input}
     for tensor in graph.initializer:
-        if _tensor_bytes(tensor) <= _SMALL_TENSOR_BYTES:
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if _tensor_bytes(tensor) <= _SMALL_TENSOR_BYTES and not outside:
             bare.graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             bare.graph.input.append(
@@ -201,7 +202,7 @@ def to_graph(model: onnx.ModelProto) -> gs.Graph:
 
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    for function in [f for f in bare.functions if f.name == op.OP_TYPE]:
+    for function in [f for f in bare.functions if _is_body(f)]:
         bare.functions.remove(function)
     known = {v.name for v in bare.graph.value_info} | {v.name for v in bare.graph.output}
     for name, value in infer_shapes(model).items():
@@ -225,6 +226,7 @@ def from_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     import onnx_graphsurgeon as gs
 
     _import_only_used_domains(graph)
+    _keep_text(graph)
     with quiet_graphsurgeon():
         model = gs.export_onnx(graph)
     model.producer_name = "bitnet-export"
@@ -237,13 +239,36 @@ def from_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _keep_text(graph: gs.Graph) -> None:
+    """onnx-graphsurgeon writes constants that were read as raw bytes, which text has no form of:
+    those of text become what it reads lazily and writes as it is."""
+    import numpy as np
+    import onnx
+    import onnx_graphsurgeon as gs
+    from onnx_graphsurgeon.ir.tensor import LazyValues
+
+    for one in [graph, *graph.subgraphs(recursive=True)]:
+        for name, tensor in one.tensors().items():
+            if not isinstance(tensor, gs.Constant) or isinstance(tensor.dtype, int):
+                continue  # an int is the ONNX number of a type that numpy has not
+            if np.dtype(tensor.dtype).kind in "OUS":
+                text = np.asarray(tensor.values, object)
+                tensor.values = LazyValues(onnx.numpy_helper.from_array(text, name))
+
+
 def attach_functions(model: onnx.ModelProto) -> None:
     """Give every TernaryMatMul domain in use its function body, and no other."""
-    for function in [f for f in model.functions if f.name == op.OP_TYPE]:
+    for function in [f for f in model.functions if _is_body(f)]:
         model.functions.remove(function)
     used = {n.domain for n in model.graph.node if n.op_type == op.OP_TYPE}
+    used &= {op.DOMAIN, op.TRT_DOMAIN}
     for domain in sorted(used):
         model.functions.append(op.function_body(model_opset(model), domain))
+
+
+def _is_body(function: onnx.FunctionProto) -> bool:
+    """Whether it is TernaryMatMul's, not one of that name in somebody else's domain."""
+    return function.name == op.OP_TYPE and function.domain in (op.DOMAIN, op.TRT_DOMAIN)
 
 
 def _import_only_used_domains(graph: gs.Graph) -> None:

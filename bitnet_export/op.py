@@ -178,6 +178,8 @@ def _infer_shape(context: Any) -> None:
     import onnx
 
     x = context.get_input_type(0)
+    if x is None:  # made by an operator that onnx does not know, of ONNX Runtime for instance
+        return
     y = onnx.TypeProto()
     y.CopyFrom(x)
     n = context.get_attribute("N")

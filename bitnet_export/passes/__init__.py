@@ -2,6 +2,7 @@
 
 from bitnet_export.passes.base import Pass, PassResult, Skip, run_passes
 from bitnet_export.passes.canonicalize import Canonicalize
+from bitnet_export.passes.conv_sites import is_ternary_conv
 from bitnet_export.passes.fold_batchnorm import FoldBatchNorm
 from bitnet_export.passes.fold_constants import FoldConstants
 from bitnet_export.passes.lower_2bit import LowerTwoBit
@@ -46,6 +47,7 @@ __all__ = [
     "RetargetTensorRT",
     "Skip",
     "TernarizeDense",
+    "is_ternary_conv",
     "raise_opset",
     "run_passes",
 ]

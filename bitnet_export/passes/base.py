@@ -114,6 +114,12 @@ def check_skippable(names: Sequence[str]) -> None:
         )
 
 
+def is_op(node: Any, *names: str) -> bool:
+    """Whether a node is a standard operator of one of ``names``. Other domains have operators of
+    the same names that are something else: ONNX Runtime's blocked Conv, a function "MatMul"."""
+    return node.op in names and not node.domain
+
+
 def is_constant(tensor: Any) -> bool:
     """Whether a tensor is an initializer or the output of a Constant node; reads no values."""
     import onnx_graphsurgeon as gs

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values, is_constant
+from bitnet_export.passes.base import (
+    Builder,
+    Pass,
+    PassResult,
+    constant_values,
+    is_constant,
+    is_op,
+)
 from bitnet_export.passes.matmul_sites import name_sites
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ class Canonicalize(Pass):
         result = PassResult()
         builder = Builder(graph)
         name_sites(graph, _multiplies_by_a_constant)
-        for node in [n for n in graph.nodes if n.op == "Gemm"]:
+        for node in [n for n in graph.nodes if is_op(n, "Gemm")]:
             weight = constant_values(node.inputs[1])
             if weight is None:
                 result.skip(onnx_io.layer_of(node), "B is computed, not a weight")
@@ -40,7 +47,7 @@ class Canonicalize(Pass):
 
 
 def _multiplies_by_a_constant(node: gs.Node) -> bool:
-    return node.op in ("Gemm", "MatMul", "Conv") and is_constant(node.inputs[1])
+    return is_op(node, "Gemm", "MatMul", "Conv") and is_constant(node.inputs[1])
 
 
 def _split_gemm(builder: Builder, node: gs.Node, weight: np.ndarray) -> None:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, PassResult, constant_values
+from bitnet_export.passes.base import Builder, PassResult, constant_values, is_op
 from bitnet_export.passes.matmul_sites import MatMulSite
-from bitnet_export.passes.pack_convolutions import channel_trits
+from bitnet_export.passes.pack_convolutions import SMALLEST, channel_trits
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 _TO_THE_END = 2**31 - 1
+_TERNARY = "ternary weights, "  # what the reason of a convolution that pack-convolutions takes says
 
 
 @dataclass
@@ -59,7 +60,7 @@ def find_conv_sites(graph: gs.Graph, result: PassResult) -> list[ConvSite]:
     """Every Conv that is a matrix product; the others go to result.skipped."""
     sites = []
     for node in graph.nodes:
-        if node.op not in ("Conv", "ConvTranspose"):
+        if not is_op(node, "Conv", "ConvTranspose"):
             continue
         weight = constant_values(node.inputs[1])
         reason = _why_no_site(node, weight)
@@ -72,6 +73,11 @@ def find_conv_sites(graph: gs.Graph, result: PassResult) -> list[ConvSite]:
         matrix = weight.reshape(n, k).T
         sites.append(ConvSite([node], node.inputs[0], node.outputs[0], matrix, bias, strides))
     return sites
+
+
+def is_ternary_conv(reason: str) -> bool:
+    """Whether a convolution with this reason against a site has ternary weights all the same."""
+    return reason.startswith(_TERNARY)
 
 
 def _why_no_site(node: gs.Node, weight: Any) -> str:
@@ -88,7 +94,8 @@ def _why_no_site(node: gs.Node, weight: Any) -> str:
     if node.attrs.get("group", 1) > 1:
         return f"convolution with group={node.attrs['group']} stays in floating point"
     if math.prod(weight.shape[2:]) > 1:
-        ternary = "ternary weights, " if channel_trits(weight) is not None else ""
+        packed = weight.size >= SMALLEST and channel_trits(weight) is not None
+        ternary = _TERNARY if packed else ""
         return f"{ternary}runs as floating point Conv: kernel {kernel}"
     if any(node.attrs.get("pads") or ()):
         return f"runs as floating point Conv: kernel {kernel} with padding"

@@ -17,6 +17,7 @@ from bitnet_export.passes.base import (
     PassResult,
     TernaryNode,
     constant_values,
+    is_op,
     ternary_nodes,
 )
 
@@ -54,12 +55,12 @@ def _norm_after(graph: gs.Graph, t: TernaryNode) -> Any:
     """The BatchNormalization over t's outputs that nothing else reads them before, or None."""
     y, channel = t.y, len(t.y.shape) - 1 if t.y.shape else None
     reader = _only_reader(graph, y)
-    if reader is not None and reader.op == "Transpose":
+    if reader is not None and is_op(reader, "Transpose"):
         perm = reader.attrs.get("perm")
         channel = list(perm).index(len(perm) - 1) if perm else None
         y = reader.outputs[0]
         reader = _only_reader(graph, y)
-    if reader is None or reader.op != "BatchNormalization" or channel != 1:
+    if reader is None or not is_op(reader, "BatchNormalization") or channel != 1:
         return None
     return reader if reader.inputs[0] is y and len(reader.outputs) == 1 else None
 

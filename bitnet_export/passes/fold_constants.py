@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitnet_export.passes.base import Pass, PassResult, constant_values, is_constant
+from bitnet_export.passes.base import Pass, PassResult, constant_values, is_constant, is_op
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -35,27 +37,43 @@ class FoldConstants(Pass):
         before = len(graph.nodes)
         result = PassResult()
         for node in graph.nodes:
-            if node.op == "DequantizeLinear":
+            if is_op(node, "DequantizeLinear"):
                 _fold_dequantize(node)
             elif node.op in _RANDOM:
                 result.skip(node.name or node.outputs[0].name, "makes random numbers")
             elif _is_tied(node):
                 result.skip(node.inputs[0].name, "an embedding and a weight, stored once")
         graph.cleanup()
-        graph.fold_constants(
-            size_threshold=None,
-            should_exclude_node=lambda node: node.op in _RANDOM or _is_tied(node),
-        )
+        with _quiet_onnxruntime():
+            graph.fold_constants(
+                size_threshold=None,
+                should_exclude_node=lambda node: node.op in _RANDOM or _is_tied(node),
+            )
         graph.cleanup()
         result.rewritten = before - len(graph.nodes)
         return result
 
 
+@contextmanager
+def _quiet_onnxruntime() -> Iterator[None]:
+    """onnx-graphsurgeon's sessions would tell the user which of their optimizations fail."""
+    try:
+        import onnxruntime as ort
+    except ImportError:  # then nothing is folded
+        yield
+        return
+    ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # ONNX Runtime's own default; it does not tell
+
+
 def _is_tied(node: gs.Node) -> bool:
     """A Transpose of a constant that a Gather reads as well."""
-    if node.op != "Transpose" or not is_constant(node.inputs[0]):
+    if not is_op(node, "Transpose") or not is_constant(node.inputs[0]):
         return False
-    return any(reader.op == "Gather" for reader in node.inputs[0].outputs)
+    return any(is_op(reader, "Gather") for reader in node.inputs[0].outputs)
 
 
 def _fold_dequantize(node: gs.Node) -> None:
@@ -66,7 +84,7 @@ def _fold_dequantize(node: gs.Node) -> None:
     y = node.outputs[0]
     values = [None if t.is_empty() else constant_values(t) for t in node.inputs]
     given = [v for t, v in zip(node.inputs, values, strict=True) if not t.is_empty()]
-    if any(v is None for v in given) or {n.op for n in y.outputs} - set(_WEIGHT_READERS):
+    if any(v is None for v in given) or not all(is_op(n, *_WEIGHT_READERS) for n in y.outputs):
         return
     x, scale = np.asarray(values[0]), np.asarray(values[1])
     zero = values[2] if len(values) > 2 and values[2] is not None else np.zeros_like(scale)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, constant_values
+from bitnet_export.passes.base import Builder, constant_values, is_op
 
 if TYPE_CHECKING:
     import onnx
@@ -60,7 +60,7 @@ class Head:
         """The weights as [N, K]."""
         values = constant_values(self.source)
         assert values is not None
-        return values if self.readers[0].op == "Transpose" else values.T
+        return values if is_op(self.readers[0], "Transpose") else values.T
 
 
 def find_heads(graph: gs.Graph) -> list[Head]:
@@ -69,16 +69,16 @@ def find_heads(graph: gs.Graph) -> list[Head]:
     outputs = {id(tensor) for tensor in graph.outputs}
     heads = []
     for node in graph.nodes:
-        if node.op != "MatMul" or not _is_output(node.outputs[0], outputs):
+        if not is_op(node, "MatMul") or not _is_output(node.outputs[0], outputs):
             continue
         source, readers = _weights(node)
         shape = None if source is None else source.shape
         if source is None or shape is None or len(shape) != 2 or source.dtype != np.float32:
             continue
-        rows, columns = shape if readers[0].op == "Transpose" else reversed(shape)
+        rows, columns = shape if is_op(readers[0], "Transpose") else reversed(shape)
         if rows < columns or rows * columns < MIN_HEAD_WEIGHTS:
             continue
-        tied = any(reader.op == "Gather" for reader in source.outputs)
+        tied = any(is_op(reader, "Gather") for reader in source.outputs)
         heads.append(Head(node, source, readers, tied))
     return heads
 
@@ -88,7 +88,7 @@ def _weights(product: gs.Node) -> tuple[Any, tuple[gs.Node, ...]]:
     right = product.inputs[1]
     if constant_values(right) is not None:
         return right, (product,)
-    if len(right.inputs) != 1 or right.inputs[0].op != "Transpose":
+    if len(right.inputs) != 1 or not is_op(right.inputs[0], "Transpose"):
         return None, ()
     transpose = right.inputs[0]
     alone = all(reader is product for reader in right.outputs)
@@ -103,7 +103,7 @@ def _is_output(tensor: Any, outputs: set[int]) -> bool:
     readers = tensor.outputs
     return (
         len(readers) == 1
-        and readers[0].op in _PASSES_ON
+        and is_op(readers[0], *_PASSES_ON)
         and _is_output(readers[0].outputs[0], outputs)
     )
 

@@ -18,6 +18,7 @@ from bitnet_export.passes.base import (
     PassResult,
     constant_values,
     is_constant,
+    is_op,
     make_ternary_node,
 )
 
@@ -57,7 +58,7 @@ class MatMulSite:
         waiting, seen = [self.y], set()
         for tensor in waiting:  # grows while it is walked
             for node in tensor.outputs:
-                if node.op not in _AFTER_HEAD:
+                if not is_op(node, *_AFTER_HEAD):
                     return False
                 if id(node) not in seen:
                     seen.add(id(node))
@@ -96,7 +97,7 @@ def find_sites(graph: gs.Graph, result: PassResult) -> list[MatMulSite]:
     """Every MatMul by a constant matrix; others with a constant operand go to result.skipped."""
     sites = []
     for node in graph.nodes:
-        if node.op != "MatMul":
+        if not is_op(node, "MatMul"):
             continue
         weight = constant_values(node.inputs[1])
         reason = _why_no_site(node, weight)
@@ -106,7 +107,7 @@ def find_sites(graph: gs.Graph, result: PassResult) -> list[MatMulSite]:
             sites.append(_with_bias(graph, node, weight))
     for subgraph in graph.subgraphs(recursive=True):
         for node in subgraph.nodes:
-            if node.op in ("MatMul", "Gemm") and is_constant(node.inputs[1]):
+            if is_op(node, "MatMul", "Gemm") and is_constant(node.inputs[1]):
                 result.skip(onnx_io.layer_of(node), "inside the body of an If, Loop or Scan")
     return sites
 
@@ -117,7 +118,11 @@ def _why_no_site(node: gs.Node, weight: np.ndarray | None) -> str:
         if is_constant(node.inputs[0]):
             return "the constant is the left-hand operand"
         producer = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
-        if producer is not None and producer.op == "Transpose" and is_constant(producer.inputs[0]):
+        if (
+            producer is not None
+            and is_op(producer, "Transpose")
+            and is_constant(producer.inputs[0])
+        ):
             return "shares its weight with an embedding"
         return ""
     if weight.ndim != 2:
@@ -131,7 +136,11 @@ def _with_bias(graph: gs.Graph, node: gs.Node, weight: np.ndarray) -> MatMulSite
     """The site of a MatMul, the Add of its bias included where nothing else reads the product."""
     x, y = node.inputs[0], node.outputs[0]
     alone = MatMulSite([node], x, y, weight, None)
-    if len(y.outputs) != 1 or y.outputs[0].op != "Add" or any(y is out for out in graph.outputs):
+    if (
+        len(y.outputs) != 1
+        or not is_op(y.outputs[0], "Add")
+        or any(y is out for out in graph.outputs)
+    ):
         return alone
     add = y.outputs[0]
     if not any(add is n for n in graph.nodes):  # in the body of an If or Loop

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import onnx_io, packing
-from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
+from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values, is_op
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -33,7 +33,7 @@ class PackConvolutions(Pass):
         result = PassResult()
         builder = Builder(graph)
         done: dict[int, Any] = {}
-        for node in [n for n in graph.nodes if n.op in ("Conv", "ConvTranspose")]:
+        for node in [n for n in graph.nodes if is_op(n, "Conv", "ConvTranspose")]:
             layer, weight = onnx_io.layer_of(node), constant_values(node.inputs[1])
             if node.op != "Conv" or weight is None or weight.size < SMALLEST:
                 continue

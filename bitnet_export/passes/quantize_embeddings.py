@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
+from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values, is_op
 from bitnet_export.passes.heads import Head, QuantizedTable, find_heads, rewrite_head
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class QuantizeEmbeddings(Pass):
         builder = Builder(graph)
         tables: dict[int, QuantizedTable] = {}
         heads = find_heads(graph)
-        for node in [n for n in graph.nodes if n.op == "Gather"]:
+        for node in [n for n in graph.nodes if is_op(n, "Gather")]:
             source = node.inputs[0]
             values = constant_values(source)
             if values is None or values.ndim != 2 or values.dtype not in (np.float32, np.float16):
@@ -89,7 +89,7 @@ class QuantizeEmbeddings(Pass):
         if not np.isfinite(table).all():
             return "holds NaN or Inf"
         tied = {id(reader) for head in heads for reader in head.readers}
-        others = [n for n in source.outputs if n.op != "Gather" and id(n) not in tied]
+        others = [n for n in source.outputs if not is_op(n, "Gather") and id(n) not in tied]
         if others:
             return f"also read by {others[0].op} {others[0].name}"
         if any(source is output for output in graph.outputs):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import onnx_io
-from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values
+from bitnet_export.passes.base import Builder, Pass, PassResult, constant_values, is_op
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -41,7 +41,7 @@ class StoreInt8(Pass):
         found = set()
         for node in list(graph.nodes):
             layer = onnx_io.layer_of(node)
-            if node.op not in ("MatMul", "Gemm") or layer not in self.layers:
+            if not is_op(node, "MatMul", "Gemm") or layer not in self.layers:
                 continue
             found.add(layer)
             weight = node.inputs[1]

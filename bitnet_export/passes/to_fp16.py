@@ -56,7 +56,7 @@ def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
     graph = onnx_io.to_graph(converted)
     builder = Builder(graph)
     result = PassResult(name=NAME, notes=["norms and softmax stay in float32"])
-    for node in [n for n in graph.nodes if n.op == op.OP_TYPE]:
+    for node in [n for n in graph.nodes if n.op == op.OP_TYPE and n.domain == op.DOMAIN]:
         if _bypass_input_cast(node):
             _make_output_half(graph, builder, node)
             result.rewritten += 1

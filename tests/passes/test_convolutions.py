@@ -105,11 +105,12 @@ def test_dense_1x1_convolutions_follow_the_rules_of_linear_layers():
     ("weight", "attributes", "words"),
     [
         (x_of(4, 20, 3, 3), {}, "runs as floating point Conv: kernel 3x3"),
-        (ternary_weight(4, 20, 3, 3), {}, "ternary weights, runs as floating point Conv"),
+        (ternary_weight(8, 20, 3, 3), {}, "ternary weights, runs as floating point Conv"),
+        (ternary_weight(4, 20, 3, 3), {}, "runs as floating point Conv: kernel 3x3"),
         (x_of(4, 20, 1, 1), {"pads": [1, 0, 1, 0]}, "with padding"),
         (x_of(20, 1, 1, 1), {"group": 20}, "group=20"),
     ],
-    ids=["3x3", "ternary 3x3", "padded", "depthwise"],
+    ids=["3x3", "ternary 3x3", "too small to pack", "padded", "depthwise"],
 )
 def test_every_other_convolution_stays_with_a_reason(weight, attributes, words):
     made = conv_model(weight, **attributes)

@@ -98,7 +98,7 @@ def verify(
     """Parity rows: torch -> function -> lowered, and every layer against the NumPy reference."""
     from bitnet_export.verify import exact, layers, parity, runners
 
-    cases = subject.cases(shapes)
+    cases = _cases_it_takes(report, subject, shapes)
     kinds = tuple(subject.record.parity_kinds)
     implementations: dict[str, Any] = {
         FUNCTION: runners.onnx_runner(subject.ternary, FUNCTION, threads=subject.threads),
@@ -131,6 +131,19 @@ def verify(
             subject.ternary, subject.model, cases[0].feeds, threads=subject.threads
         )
         report.layers = layers.with_errors(report.layers, errors)
+
+
+def _cases_it_takes(report: Report, subject: Subject, shapes: Sequence[Sizes]) -> list[Case]:
+    """The cases to compare: of a file made elsewhere those that the original runs on, too."""
+    cases = subject.cases(shapes)
+    refused = subject.refused(cases)
+    if len(refused) < len(cases):
+        report.warnings += [
+            f"not compared at {label}: the original model does not run on it ({reason})"
+            for label, reason in refused.items()
+        ]
+        cases = [case for case in cases if case.label not in refused]
+    return cases
 
 
 def _verify_engine(
@@ -180,6 +193,7 @@ def quality_data(subject: Subject, data: Path | None, *, whole: bool) -> tuple[l
         return [{n: b[n] for n in names} for b in kept], str(data)
     record = subject.record
     sizes = record.opt_sizes | {a[0]: 4 for a in record.dynamic_axes.values() if 0 in a}
+    sizes = record.opt_sizes if subject.refused(subject.cases([sizes])) else sizes
     feeds = []
     for seed in range(RANDOM_CASES):
         seeded = Subject(subject.directory, record, None, subject.examples(), None, seed)

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes, subject
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.finetune_run import finetune_for_export
@@ -49,20 +47,21 @@ class ExportRun:
 
     def make_ternary(self) -> onnx.ModelProto:
         """Write intermediate/baseline.onnx and intermediate/ternary.onnx; return the latter."""
+        from bitnet_export.verify.feeds import write_arrays
+
         if self.loaded.module is None:
             model = self._ternarize_onnx()
         else:
             model = self._ternarize_module()
         onnx_io.write_model(model, self.out / manifest.TERNARY)
-        arrays: dict[str, Any] = dict(subject.input_arrays(self.loaded))
-        np.savez(self.out / subject.INPUTS, **arrays)
+        write_arrays(subject.input_arrays(self.loaded), self.out / subject.INPUTS)
         ternary = [row for row in self.layers if row.status == "ternary"]
         if not ternary:
             reasons = "; ".join(f"{r.name}: {r.reason}" for r in self.layers[:5])
             raise InputError(
                 "no layer became ternary" + (f" ({reasons})" if reasons else ""),
                 where=str(self.options.model),
-                fix="the model needs linear layers; see --include and --exclude",
+                fix=_why_none(model, reasons),
             )
         return model
 
@@ -140,14 +139,21 @@ class ExportRun:
 
     def _ternarize_onnx(self) -> onnx.ModelProto:
         from bitnet_export import passes
+        from bitnet_export.load.onnx_file import read_onnx
         from bitnet_export.report.schema import LayerRow
 
         assert self.loaded.onnx_path is not None
         post_training.refuse_onnx(self.options)
-        model = onnx_io.read_model(self.loaded.onnx_path)
+        axes = self.loaded.dynamic_axes
+        given = {
+            name: [axes.get(name, {}).get(i, size) for i, size in enumerate(value.shape)]
+            for name, value in self.loaded.example_inputs.items()
+        }
+        model = read_onnx(self.loaded.onnx_path, given)
         with self.stage("ternarize", "ONNX"):
             model = passes.raise_opset(model, self.options.opset)
             onnx_io.write_model(model, self.out / manifest.BASELINE)
+            self._check_original()
             dense = passes.TernarizeDense(self.config)
             ternary, results = passes.run_passes(
                 model,
@@ -168,9 +174,23 @@ class ExportRun:
             LayerRow(name=n, status="ternary", reason=made.get(n, "a TernaryMatMul already"))
             for n in names
         ]
-        self.layers += [LayerRow(name=n, status="kept", reason=r) for n, r in kept.items()]
+        for name, reason in kept.items():
+            status = "ternary" if passes.is_ternary_conv(reason) else "kept"
+            self.layers.append(LayerRow(name=name, status=status, reason=reason))
         self.warnings += unmatched(self.options.ternary, [row.name for row in self.layers])
         return ternary
+
+    def _check_original(self) -> None:
+        """The file must run as it is on the inputs that all is measured with, if anything is."""
+        from bitnet_export.verify.feeds import make_case
+        from bitnet_export.verify.original import check_original
+
+        if not (self.options.verify or self.options.bench):
+            return
+        sizes = shapes.opt_sizes(self.loaded, self.options)
+        case = make_case(sizes, self.loaded.example_inputs, self.loaded.dynamic_axes)
+        baseline = self.out / manifest.BASELINE
+        check_original(baseline, case, self.options.model, self.options.threads)
 
     def store_kept(self, lowered: Lowered) -> None:
         """Layers kept at int8 get their weights stored so, where the target's file can hold it."""
@@ -292,6 +312,18 @@ def _layer_row(status: LayerStatus) -> LayerRow:
     from bitnet_export.report.schema import LayerRow
 
     return LayerRow(name=status.name, status=status.status, reason=status.reason)
+
+
+def _why_none(model: onnx.ModelProto, reasons: str) -> str:
+    """What to do about a model in which nothing became ternary."""
+    integer = ("MatMulInteger", "QLinearMatMul", "QGemm", "ConvInteger", "QLinearConv")
+    found = {n.op_type for n in model.graph.node} & {*integer, "MatMulNBits", "QAttention"}
+    found |= {n.op_type for n in model.graph.node if n.op_type.startswith("DynamicQuantize")}
+    if found:
+        return f"it is quantized already ({', '.join(sorted(found))}): pass the model before that"
+    if "not float32 or float16" in reasons:
+        return "export the model in float32"
+    return "the model needs linear layers; see --include and --exclude"
 
 
 def drop_intermediate(out: Path) -> None:

@@ -80,6 +80,14 @@ class Subject:
 
         return make_cases(shapes, self.examples(), self.record.dynamic_axes, seed=self.seed)
 
+    def refused(self, cases: Sequence[Case]) -> dict[str, str]:
+        """The labels, with reasons, of cases that a file made elsewhere breaks on as it was."""
+        from bitnet_export.verify.original import refused_cases
+
+        if self.record.model["kind"] != "onnx" or not self.baseline.is_file():
+            return {}
+        return refused_cases(self.baseline, cases, self.threads)
+
 
 def input_arrays(loaded: LoadedModel) -> dict[str, np.ndarray]:
     """The example inputs as arrays, to be kept in the directory."""

@@ -5,17 +5,18 @@ The graph itself is not changed or held here; the passes read it again from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from bitnet_export import op
+from bitnet_export import onnx_io, op
 from bitnet_export.errors import InputError
 from bitnet_export.load.inputs import DTYPES, InputSpec, make_inputs
 from bitnet_export.load.model import LoadedModel
+from bitnet_export.load.onnx_repair import nodes_of, repair, set_input_shapes
 
 # Domains whose operators need no body in the file: ONNX Runtime's own and this package's.
 KNOWN_DOMAINS = frozenset(
@@ -30,8 +31,10 @@ def load_onnx(path: Path) -> LoadedModel:
     Raises InputError: damaged, an unknown operator, NaN weights, inputs that are no tensors.
     """
     model = _read(path)
+    repaired = repair(model)
     _check_operators(model, str(path))
-    _check(path)
+    _check_outputs(model, str(path))
+    _check(model, path, repaired)
     _check_initializers(model, path)
     notes: list[str] = []
     specs = [_spec(value, model, str(path)) for value in _inputs(model)]
@@ -49,6 +52,20 @@ def load_onnx(path: Path) -> LoadedModel:
     )
 
 
+def read_onnx(
+    path: Path, shapes: Mapping[str, Sequence[int | str]] | None = None
+) -> onnx.ModelProto:
+    """The whole model of a file that load_onnx accepts, mended likewise, its weights included.
+
+    shapes: sizes and axis names of the inputs, None: the file's own. Raises InputError where it
+    cannot be read.
+    """
+    model = onnx_io.read_model(path)
+    repair(model)
+    set_input_shapes(model, shapes or {})
+    return model
+
+
 def _read(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load_model(str(path), load_external_data=False)
@@ -64,7 +81,7 @@ def _check_operators(model: onnx.ModelProto, where: str) -> None:
     """Every operator is standard at the model's opset, one of a known domain, or a function."""
     versions = {i.domain: i.version for i in model.opset_import}
     functions = {(f.domain, f.name) for f in model.functions}
-    for node in _nodes(model.graph):
+    for node in nodes_of(model.graph):
         if node.domain in KNOWN_DOMAINS or (node.domain, node.op_type) in functions:
             continue
         place = f"{where}: node {node.name or node.output[0]}"
@@ -84,36 +101,46 @@ def _check_operators(model: onnx.ModelProto, where: str) -> None:
             )
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those in subgraphs of If, Loop and Scan too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
-
-
-def _check(path: Path) -> None:
+def _check(model: onnx.ModelProto, path: Path, repaired: bool) -> None:
+    """onnx's checker, on the file itself or, where it was mended, on the model without its large
+    tensors (_check_initializers reads those)."""
     op.register_schema()
     try:
-        onnx.checker.check_model(str(path))  # by path: models past 2 GB have external data
+        # by path: models past 2 GB have external data
+        onnx.checker.check_model(onnx_io.skeleton(model) if repaired else str(path))
     except onnx.checker.ValidationError as e:
         lines = str(e).splitlines()
         raise InputError(
-            f"it is not a valid ONNX model: {lines[0] if lines else e}", where=str(path)
+            f"it is not a valid ONNX model: {lines[0] if lines else e}",
+            where=str(path),
+            fix=_how_to_mend(str(e)),
         ) from e
 
 
+def _how_to_mend(reason: str) -> str:
+    """What helps against a complaint of onnx's checker."""
+    if "Field 'shape'" in reason or "Field 'type'" in reason:
+        return "give every input and output a type and a shape (unknown sizes may be names)"
+    if "of TensorProto" in reason:  # external data: not there, outside the directory, a link
+        return "copy the data file to the place beside the model that the model names"
+    return "export the model again, or mend it"
+
+
 def _check_initializers(model: onnx.ModelProto, path: Path) -> None:
-    """No NaN or Inf, no empty matrix. Small graphs hold empty constants for good reasons
-    (Resize's roi), so only matrices are refused."""
+    """No NaN in weights, no empty matrix where a product reads one, external data all there.
+
+    Other tensors may be empty (Resize's roi, an empty cache) or hold NaN (what missing values are
+    replaced by) for good reasons.
+    """
+    weights = {name for node in nodes_of(model.graph) for name in _weights_of(node)}
     for tensor in model.graph.initializer:
-        if len(tensor.dims) == 2 and 0 in tensor.dims:
+        if len(tensor.dims) == 2 and 0 in tensor.dims and tensor.name in weights:
             raise InputError(
                 f"{tensor.name} has shape {list(tensor.dims)}: a layer with K = 0 or N = 0",
                 where=str(path),
             )
-        if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if not outside and tensor.name not in weights:
             continue
         try:
             values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.parent))
@@ -123,11 +150,34 @@ def _check_initializers(model: onnx.ModelProto, path: Path) -> None:
                 where=str(path),
                 fix="external data files must lie next to the model, whole",
             ) from e
-        if np.isnan(values).any():
+        if tensor.name in weights and values.dtype.kind == "f" and np.isnan(values).any():
             raise InputError(
                 f"{tensor.name} holds NaN values",
                 where=str(path),
                 fix="the training diverged or the file is damaged; use an earlier checkpoint",
+            )
+
+
+def _weights_of(node: onnx.NodeProto) -> list[str]:
+    """The inputs of a node that hold what was trained: not shapes, indices or replacements."""
+    if node.op_type in ("Gather", "MatMul"):
+        return list(node.input[:2])
+    products = ("Gemm", "Conv", "ConvTranspose", "Add", "LayerNormalization", "LSTM", "GRU")
+    return list(node.input) if node.op_type in (*products, "BatchNormalization") else []
+
+
+def _check_outputs(model: onnx.ModelProto, where: str) -> None:
+    """Raise InputError for an output that is no tensor: nothing here could compare it."""
+    for value in model.graph.output:
+        kind = value.type.WhichOneof("value") or "tensor_type"
+        if kind != "tensor_type":
+            zipmap = any(n.op_type == "ZipMap" and value.name in n.output for n in model.graph.node)
+            raise InputError(
+                f"output {value.name} is of {kind.replace('_', ' ')}, not a tensor",
+                where=where,
+                fix="convert it again with options={'zipmap': False}"
+                if zipmap
+                else "take it off the model's outputs, or put out the tensors in it",
             )
 
 
@@ -148,7 +198,11 @@ def _spec(value: onnx.ValueInfoProto, model: onnx.ModelProto, where: str) -> Inp
     tensor = value.type.tensor_type
     dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
     if dtype not in DTYPES:
-        raise InputError(f"input {value.name} has element type {dtype}", where=where)
+        raise InputError(
+            f"input {value.name} has element type {'text' if dtype == 'object' else dtype}",
+            where=where,
+            fix=f"cut that part off: inputs may be {', '.join(DTYPES)}",
+        )
     dims = tuple(_dim(d, i, value.name) for i, d in enumerate(tensor.shape.dim))
     return InputSpec(value.name, dims, dtype, high=_vocabulary(value.name, model))
 

@@ -109,6 +109,12 @@ class Target(ABC):
         """model with bitnet::TernaryMatMul nodes -> the model this target runs."""
         passes, lowered = self.plan(model, options, opt_sizes)
         source = lowered.model
+        if has_half_layers(source):  # of its own accord, or made so by the plan
+            lowered.dtype = "fp16"
+            if "fp16" not in lowered.parity_kinds:
+                lowered.parity_kinds += ("fp16",)
+        if any(n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for n in source.graph.node):
+            lowered.parity_kinds += ("quantized",)
         lowered.model, results = run_passes(
             source, passes, skip=options.skip_passes, on_pass=on_pass
         )
@@ -145,6 +151,18 @@ def target_for(name: str) -> Target:
             f"{name!r} is no target", where="--target", fix=f"choose from {', '.join(targets)}"
         )
     return targets[name]()
+
+
+def has_half_layers(model: onnx.ModelProto) -> bool:
+    """Whether a TernaryMatMul of the model takes float16 activations."""
+    from onnx import TensorProto
+
+    from bitnet_export import onnx_io, op
+
+    inputs = {n.input[0] for n in model.graph.node if n.op_type == op.OP_TYPE}
+    known = onnx_io.infer_shapes(model)
+    types = [known[name].type.tensor_type.elem_type for name in inputs if name in known]
+    return TensorProto.FLOAT16 in types
 
 
 def embeddings_kind(options: ExportOptions) -> tuple[str, ...]:

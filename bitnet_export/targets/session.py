@@ -136,7 +136,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = threads or 0
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
     if not fuse:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -135,8 +135,12 @@ def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
     """The tolerance that applies to one layer: the loosest of what was done to it."""
     if "float-activations" in kinds:
         return LAYER_TOLERANCES["float-activations"]
-    if "fp16" in kinds:
-        return LAYER_TOLERANCES["fp16"]
+    tolerance = _of_kernel(layer, kinds)
+    half = LAYER_TOLERANCES["fp16"]
+    return half if "fp16" in kinds and tolerance.relative < half.relative else tolerance
+
+
+def _of_kernel(layer: _Layer, kinds: Sequence[str]) -> Tolerance:
     exact = layer.attributes.activation_bits == 8 and not layer.attributes.group_size
     if "2bit" in kinds and ("int8" not in kinds or not exact):
         return LAYER_TOLERANCES["2bit"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -132,6 +134,14 @@ def make_cases(
 ) -> list[Case]:
     """make_case for each of ``shapes``."""
     return [make_case(sizes, example_inputs, dynamic_axes, **options) for sizes in shapes]
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays as numpy.savez does, which takes some names ("file") for its own arguments."""
+    with ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def is_mask(name: str, value: np.ndarray) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bitnet_export.verify.feeds import write_arrays
+
 TIMEOUT_SECONDS = 300
 
 
@@ -21,7 +23,7 @@ def measure_memory(path: Path | str, feeds: dict[str, np.ndarray], threads: int)
     """Bytes gained by loading and running ``path``; None where the system does not tell."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "feeds.npz"
-        np.savez(file, **feeds)  # type: ignore[arg-type]
+        write_arrays(feeds, file)
         command = [sys.executable, "-m", __name__, os.fspath(path), str(file), str(threads)]
         try:
             done = subprocess.run(

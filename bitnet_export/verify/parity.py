@@ -144,6 +144,7 @@ def compare_case(
     for outcome in (reference, other):
         if isinstance(outcome, str):
             return [_failed(pair, label, outcome, tolerance)]
+    reference, other = _without_text(reference, other)
     results = RunResults([(pair.reference, [reference]), (pair.other, [other])])
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         accuracy = Comparator.compare_accuracy(results, compare_func=_compare_func(tolerance))
@@ -151,6 +152,22 @@ def compare_case(
     if not differences:
         return [_failed(pair, label, "no output to compare", tolerance)]
     return [parity_row(pair, label, name, d, tolerance) for name, d in differences.items()]
+
+
+def _without_text(
+    reference: IterationResult, other: IterationResult
+) -> tuple[IterationResult, IterationResult]:
+    """Both with outputs of text, which Polygraphy takes the mean of, as numbers: equal where the
+    texts are."""
+    sides = [OrderedDict(reference), OrderedDict(other)]
+    for name in [n for n in sides[0] if n in sides[1]]:
+        values = [np.asarray(side[name]) for side in sides]
+        if any(v.dtype.kind in "OUS" for v in values):
+            known = np.unique(np.concatenate([v.astype(str).ravel() for v in values]))
+            for side, value in zip(sides, values, strict=True):
+                side[name] = np.searchsorted(known, value.astype(str))
+    first, second = (IterationResult(outputs=side) for side in sides)
+    return first, second
 
 
 def _failed(pair: Pair, label: str, reason: str, tolerance: Tolerance) -> ParityRow:

@@ -116,12 +116,10 @@ def measure_agreement(
     for feed in data:
         before, after = baseline(feed), run(feed)
         for name in before:
-            if name not in after or np.asarray(before[name]).dtype.kind not in "biuf":
+            if name not in after or np.asarray(before[name]).dtype.kind not in "biufOUS":
                 continue
-            if before[name].shape != after[name].shape:
-                raise StageError(
-                    f"shape {after[name].shape} instead of {before[name].shape}", where=name
-                )
+            if not before[name].size and not after[name].size:
+                continue
             collected.setdefault(name, _Outputs(name)).add(before[name], after[name], feed)
     if not collected:
         raise InputError("the two models share no output of numbers")
@@ -154,13 +152,20 @@ class _Outputs:
     def __init__(self, name: str) -> None:
         self.name = name
         self.floats = True
+        self.comparable = True
         self._vectors: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self._pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     def add(self, before: np.ndarray, after: np.ndarray, feed: Feed) -> None:
         """Take one batch. Arrays of more than two dimensions are [batch, positions.., D]; those
-        that are no floats are compared value by value, which takes no D."""
+        that are no floats are compared value by value, which takes no D. A shape that depends on
+        the values, as of a list of detections, may differ: then nothing can be said."""
         self.floats = np.issubdtype(before.dtype, np.floating)
+        self.comparable &= before.shape == after.shape
+        if not self.comparable:
+            return
+        if before.dtype.kind in "OUS":  # text: as numbers that are equal where it is
+            before, after = np.ones(before.shape), (before == after).astype(np.float64)
         if not self.floats:
             before, after = before[..., None], after[..., None]
         for side, array in enumerate((before, after)):
@@ -175,6 +180,8 @@ class _Outputs:
 
     def rows(self) -> list[QualityRow]:
         """The metrics that suit this output."""
+        if not self.comparable:
+            return [self._row(COSINE if self.floats else EQUAL, None)]
         before, after = (np.concatenate(side) for side in self._vectors)
         if not self.floats:
             return [self._row(EQUAL, float((before == after).mean()))]

@@ -107,6 +107,13 @@ TOLERANCES = {
     "fp16": Kind(
         1e-2, 0.15, 0.99, f"float16 keeps 11 bits between layers; {_FLIPS}", same_dtype=False
     ),
+    "quantized": Kind(
+        5e-2,
+        0.2,
+        0.98,
+        "the model itself rounds activations to integers: a value at the edge between two falls "
+        "on either side, a whole step apart",
+    ),
     "embeddings-int8": Kind(
         2e-2, 0.15, 0.985, "embeddings in int8 blocks: up to 0.4 % of each block's largest weight"
     ),

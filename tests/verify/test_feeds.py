@@ -12,6 +12,7 @@ from bitnet_export.verify.feeds import (
     make_case,
     make_cases,
     resize,
+    write_arrays,
 )
 
 AXES = {"ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
@@ -94,3 +95,12 @@ def test_nothing_to_tile_is_an_error_and_empty_stays_empty():
     assert resize(empty, "past", {1: 0}).shape == (1, 0, 4)
     with pytest.raises(InputError, match="past"):
         resize(empty, "past", {1: 3})
+
+
+def test_arrays_of_any_name_are_written(tmp_path):
+    arrays = {"file": np.arange(3), "allow_pickle": np.ones((2, 2), np.float16)}
+    arrays["a/b:0"] = np.linspace(0, 1, 5)
+    write_arrays(arrays, tmp_path / "arrays.npz")
+    with np.load(tmp_path / "arrays.npz") as found:
+        assert set(found.files) == set(arrays)
+        assert all(np.array_equal(found[name], arrays[name]) for name in arrays)

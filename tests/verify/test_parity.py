@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from polygraphy.comparator import IterationResult
 
 from bitnet_export import op, packing
 from bitnet_export.errors import InputError, MissingRequirement, StageError
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.feeds import Case, derive_shapes, make_cases
-from bitnet_export.verify.parity import Pair, compare_arrays, run_parity
+from bitnet_export.verify.parity import Pair, compare_arrays, compare_case, run_parity
 from bitnet_export.verify.runners import TorchRunner, load_results, onnx_runner, run_session
 from bitnet_export.verify.tolerances import DEEP_LAYERS, TOLERANCES, tolerance_for
 from tests.verify import models
@@ -143,6 +144,16 @@ def test_compare_refuses(reference, other, reason):
     found = compare_arrays(reference, other, tolerance_for("2bit", layers=1))
     assert not found
     assert reason in found.reason
+
+
+@pytest.mark.parametrize(("other", "passed"), [("b", True), ("x", False)])
+def test_text_must_be_equal(other, passed):
+    first, second = (
+        IterationResult(outputs={"label": np.array([["a"], [one]], object)}) for one in ("b", other)
+    )
+    pair = Pair("one", "two", ("int8",))
+    (row,) = compare_case(pair, "static", first, second, tolerance_for("int8"))
+    assert row.passed == passed
 
 
 def test_cosine_alone_can_fail():

@@ -116,9 +116,20 @@ def test_outputs_that_are_no_floats_are_compared_value_by_value():
     assert values(mixed)["equal values"] == block.value
 
 
-def test_shape_mismatch_no_data_and_no_shared_output():
-    with pytest.raises(StageError, match="shape"):
-        measure_agreement(model(), lambda f: {"logits": np.zeros((1, 5), np.float32)}, data())
+def test_a_shape_that_depends_on_the_values_cannot_be_measured():
+    block = measure_agreement(model(), lambda f: {"logits": np.zeros((1, 5), np.float32)}, data())
+    assert block.value is None
+    assert block.loss is None
+
+
+def test_outputs_of_text_count_where_they_are_equal():
+    before = {"label": np.array(["a", "b", "c", "d"], object), "empty": np.zeros((4, 0), "f")}
+    after = {"label": np.array(["a", "b", "x", "d"], object), "empty": np.zeros((4, 0), "f")}
+    block = measure_agreement(lambda f: before, lambda f: after, data())
+    assert [(row.output, row.value) for row in block.rows] == [("label", 0.75)]
+
+
+def test_no_data_and_no_shared_output():
     with pytest.raises(InputError, match="no inputs"):
         measure_agreement(model(), model(), [])
     with pytest.raises(InputError, match="share no"):

@@ -68,6 +68,8 @@ def _lines(found: Inspection) -> list[str]:
             for layer in found.layers
         ]
         lines += ["", f"{len(rows)} ternary layers", *align([header, *rows])]
+    if found.refusal:
+        lines += ["", f"An export would refuse it: {found.refusal}"]
     if found.candidates:
         verdicts = [(c.name, str(c.K), str(c.N), c.verdict) for c in found.candidates]
         table = align([("layer", "K", "N", ""), *verdicts])

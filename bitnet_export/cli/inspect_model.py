@@ -12,7 +12,7 @@ import numpy as np
 
 from bitnet_export import onnx_io, op, packing
 from bitnet_export.compress import PlainModel
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, UsageError
 
 # Products of int8 activations and 2-bit weights unpacked in the graph -> position of their scale.
 _INT8_PRODUCTS = {"MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2}
@@ -57,6 +57,7 @@ class Inspection:
     compressed_bytes: int | None = None
     layers: list[TernaryLayer] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    refusal: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -73,6 +74,7 @@ def inspect_model(path: Path) -> Inspection:
     size = measure_size(file)
     names = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node)
     layers = list(_ternary_layers(model))
+    candidates, refusal = ([], "") if layers else _what_an_export_would_do(file)
     return Inspection(
         path=str(plain.at_rest),
         bytes=size.total,
@@ -84,7 +86,8 @@ def inspect_model(path: Path) -> Inspection:
         operators=dict(names.most_common()),
         bytes_by_part=dict(size.part_bytes),
         layers=layers,
-        candidates=[] if layers else list(_candidates(model)),
+        candidates=candidates,
+        refusal=refusal,
     )
 
 
@@ -122,7 +125,8 @@ def _ternary_layers(model: Any) -> Iterator[TernaryLayer]:
     for node in model.graph.node:
         attributes = {a.name: a for a in node.attribute}
         k = attributes["K"].i if "K" in attributes else 0
-        if node.op_type == op.OP_TYPE or _is_2bit(node, attributes):
+        ours = node.op_type == op.OP_TYPE and node.domain in (op.DOMAIN, op.TRT_DOMAIN)
+        if len(node.input) > 2 and (ours or _is_2bit(node, attributes)):
             weight, scale = node.input[1], node.input[2]
         elif node.op_type in _INT8_PRODUCTS:
             weight, k = _packed_source(node.input[1], producers, constants)
@@ -136,7 +140,7 @@ def _ternary_layers(model: Any) -> Iterator[TernaryLayer]:
 
 
 def _is_2bit(node: Any, attributes: dict[str, Any]) -> bool:
-    return node.op_type == "MatMulNBits" and attributes["bits"].i == 2
+    return node.op_type == "MatMulNBits" and "bits" in attributes and attributes["bits"].i == 2
 
 
 def _packed_source(tensor: str, producers: Any, constants: Any) -> tuple[str, int]:
@@ -186,15 +190,28 @@ def _scale_kind(scales: Any, n: int) -> str:
     return f"group ({scales.size // n} a row)"
 
 
+def _what_an_export_would_do(file: Path) -> tuple[list[Candidate], str]:
+    """Its candidates, or why it would refuse the file."""
+    from bitnet_export.load.onnx_file import load_onnx, read_onnx
+
+    try:
+        load_onnx(file)
+        return list(_candidates(read_onnx(file))), ""
+    except UsageError as error:
+        return [], error.what
+
+
 def _candidates(model: Any) -> Iterator[Candidate]:
     """The passes that an export runs, on a copy: what they rewrite and what they leave, why."""
     from bitnet_export.passes.base import run_passes, ternary_nodes
     from bitnet_export.passes.canonicalize import Canonicalize
     from bitnet_export.passes.fold_constants import FoldConstants
+    from bitnet_export.passes.opset import raise_opset
     from bitnet_export.passes.recognise import RecogniseTernary
     from bitnet_export.passes.ternarize_dense import TernarizeDense
     from bitnet_export.ternary import TernaryConfig
 
+    model = raise_opset(model)
     first = [FoldConstants(), Canonicalize(), RecogniseTernary()]
     model, _ = run_passes(model, first)
     known = {n.layer for n in ternary_nodes(onnx_io.to_graph(model))}

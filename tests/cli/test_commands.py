@@ -194,6 +194,28 @@ def test_report_against_a_baseline(exported, tmp_path):
     assert allowed.returncode == 0, allowed.stdout
 
 
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        ("MatMul", "would become ternary"),
+        ("MatMull", "An export would refuse it: operator MatMull does not exist in opset 13"),
+    ],
+)
+def test_inspect_an_older_file(tmp_path, operator, words):
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    weight = numpy_helper.from_array(np.random.default_rng(0).random((64, 64), np.float32), "w")
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 64]) for n in "xy"]
+    node = helper.make_node(operator, ["x", "w"], ["y"], name="layer")
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    imports = [helper.make_opsetid("", 13)]
+    save(helper.make_model(graph, opset_imports=imports, ir_version=7), tmp_path / "old.onnx")
+    shown = run("inspect", tmp_path / "old.onnx")
+    assert shown.returncode == 0, shown.stderr
+    assert "opset ai.onnx 13" in shown.stdout
+    assert words in shown.stdout
+
+
 def test_inspect_ours(exported):
     found = json.loads(run("inspect", exported[1], "--json").stdout)
     layers = found["layers"]

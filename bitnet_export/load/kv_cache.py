@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, UsageError
+from bitnet_export.load.hf_inputs import longest
 from bitnet_export.load.model import LoadedModel
 
 FLAG = "--kv-cache"
@@ -95,8 +96,15 @@ def with_kv_cache(loaded: LoadedModel) -> LoadedModel:
     loaded.dynamic_axes |= {name: {0: BATCH, 2: PAST} for name in names}
     loaded.axis_limits = {}  # the limit is one of past and new tokens together
     loaded.output_names = loaded.module.output_names
-    loaded.usual_sizes = dict(USUAL_SIZES)
+    loaded.usual_sizes = _usual_sizes(longest(config))
     return loaded
+
+
+def _usual_sizes(limit: int | None) -> dict[str, int]:
+    """One new token behind a text of some length: at most half of what the model has positions
+    for, so that twice that fits as well."""
+    past = USUAL_SIZES[PAST] if limit is None else min(USUAL_SIZES[PAST], limit // 2)
+    return USUAL_SIZES | {PAST: past}
 
 
 def take_weights(decoder: LoadedModel, trained: LoadedModel) -> None:

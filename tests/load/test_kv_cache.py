@@ -100,6 +100,10 @@ def test_padding_on_the_left_changes_nothing(decoder):
     assert torch.allclose(plain, padded[:, 2:], atol=1e-5)
 
 
+def test_the_usual_past_has_positions(decoder):
+    assert decoder.usual_sizes == {"sequence": 1, "past_sequence": 32}  # of 64 positions
+
+
 def test_a_model_without_a_cache_is_refused(directory):
     plain = load(directory)
     plain.hf_config = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_export.errors import InputError, MissingRequirement, StageError, first_line
-from bitnet_export.manifest import MODEL, Manifest
+from bitnet_export.manifest import MODEL, Manifest, sha256_of
 from bitnet_export.targets import trt_cuda, trt_profile
 from bitnet_export.targets.trt_build import TENSORRT
 from bitnet_export.targets.trt_environment import (
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 TRT_PROVIDER = "TensorrtExecutionProvider"
 _TYPE_NAMES = {"float32": "float", "float64": "double"}
-# TensorRT keeps one logger and the plugin libraries of a process; they are loaded once.
+# TensorRT keeps one logger and the plugin libraries of a process; they are loaded once. Known by
+# their sha256: two exports have two copies of one library, and a second would be refused.
 _LOGGERS: dict[str, Any] = {}
-_LOADED_PLUGINS: set[Path] = set()
+_LOADED_PLUGINS: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,30 @@ def open_engine(directory: Path, record: Manifest) -> EngineSession:
     file = choose_engine(engines, machine, directory)
     check_environment(record, file, machine, directory)
     plugin = record.environment.get("plugin")
-    if runtime == TENSORRT and plugin and not engines[file].get("embedded_plugin"):
+    embedded = bool(engines[file].get("embedded_plugin"))
+    if runtime == TENSORRT and plugin and not embedded:
         load_plugin(importlib.import_module(runtime), directory / plugin["file"])
-    return EngineSession(directory / file, runtime, record.environment["profile"])
+    profile = record.environment["profile"]
+    return EngineSession(directory / file, runtime, profile, host_code=embedded)
 
 
 def load_plugin(trt: Any, path: Path) -> None:
     """Make the plugin library known to TensorRT, by absolute path. Raises StageError."""
     path = path.absolute()
-    if path in _LOADED_PLUGINS:
+    digest = sha256_of(path)
+    if digest in _LOADED_PLUGINS:
         return
     _logger(trt)
     if trt.get_plugin_registry().load_library(str(path)) is None:
-        raise StageError("TensorRT's plugin registry did not load it", where=str(path))
-    _LOADED_PLUGINS.add(path)
+        what = "TensorRT's plugin registry did not load it"
+        if not _LOADED_PLUGINS:
+            raise StageError(what, where=str(path))
+        raise StageError(
+            f"{what}: another build of it is loaded in this process, which can hold one",
+            where=str(path),
+            fix="load this export in a process of its own, or export both with one bitnet-export",
+        )
+    _LOADED_PLUGINS.add(digest)
 
 
 def _logger(trt: Any) -> Any:
@@ -86,15 +97,20 @@ def _logger(trt: Any) -> Any:
 class EngineSession:
     """A loaded engine: ``run(output_names, feeds)`` as an ONNX Runtime session.
 
-    profile: shapes it takes. Not for several threads at once: there is one execution context.
+    profile: shapes it takes. host_code: whether it carries a plugin library, which TensorRT is to
+    load. Not for several threads at once: there is one execution context.
     """
 
-    def __init__(self, path: Path, runtime: str, profile: trt_profile.Profile) -> None:
+    def __init__(
+        self, path: Path, runtime: str, profile: trt_profile.Profile, *, host_code: bool = False
+    ) -> None:
         from polygraphy.cuda import Stream
 
         self._trt = importlib.import_module(runtime)
         self.path, self.profile = path, profile
         self._runtime = self._trt.Runtime(_logger(self._trt))
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise StageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
@@ -132,6 +133,30 @@ class TestLoadSession:
         assert tensorrt.loaded == [str(t4_directory / "p.so")]
         load_session(t4_directory)
         assert len(tensorrt.loaded) == 1  # a second time would register it twice
+        assert tensorrt.runtime.engine_host_code_allowed is False
+
+    def test_two_exports_share_the_plugin_of_a_process(self, t4_directory, tmp_path, tensorrt):
+        load_session(t4_directory)
+        (other := tmp_path / "other").mkdir()
+        for file in t4_directory.iterdir():
+            if file.is_file():
+                shutil.copy2(file, other)
+        load_session(other)  # the same library under another path
+        record = manifest.check_manifest(other)
+        (other / "p.so").write_bytes(b"another build")
+        record.environment["plugin"]["sha256"] = manifest.sha256_of(other / "p.so")
+        record.files |= manifest.record_files(other, ["p.so"])
+        manifest.write_manifest(record, other)
+        with pytest.raises(StageError, match="another build of it is loaded in this process"):
+            load_session(other)
+
+    def test_an_engine_with_the_plugin_inside_may_load_it(self, t4_directory, tensorrt):
+        record = manifest.check_manifest(t4_directory)
+        record.environment["engines"][manifest.ENGINE]["embedded_plugin"] = True
+        manifest.write_manifest(record, t4_directory)
+        load_session(t4_directory)
+        assert tensorrt.loaded == []
+        assert tensorrt.runtime.engine_host_code_allowed is True
 
     def test_a_plugin_that_is_refused(self, t4_directory, tensorrt):
         tensorrt.loads = False

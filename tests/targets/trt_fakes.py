@@ -150,15 +150,19 @@ class FakeTensorRT(types.ModuleType):
 
     def Runtime(self, logger):
         deserialize = lambda data: FakeEngine(self.cuda) if self.loads else None  # noqa: E731
-        return types.SimpleNamespace(deserialize_cuda_engine=deserialize)
+        self.runtime = types.SimpleNamespace(
+            deserialize_cuda_engine=deserialize, engine_host_code_allowed=False
+        )
+        return self.runtime
 
     def nptype(self, dtype):
         return dtype
 
     def get_plugin_registry(self):
         def load_library(path):
+            known = bool(self.loaded)  # a second creator of the same name is refused
             self.loaded.append(path)
-            return object() if self.loads else None
+            return object() if self.loads and not known else None
 
         return types.SimpleNamespace(load_library=load_library)
 

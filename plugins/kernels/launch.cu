@@ -161,9 +161,10 @@ Status QueryDevice(DeviceInfo* device) {
 #else
   int index = 0;
   cudaDeviceProp properties;
-  if (cudaGetDevice(&index) != cudaSuccess ||
-      cudaGetDeviceProperties(&properties, index) != cudaSuccess)
-    return Status::kLaunchFailed;
+  cudaError_t error = cudaGetDevice(&index);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, index);
+  if (error == cudaErrorInsufficientDriver) return Status::kDriverTooOld;
+  if (error != cudaSuccess) return Status::kNoDevice;
   *device = MakeDeviceInfo(properties.name, 10 * properties.major + properties.minor,
                            properties.multiProcessorCount);
   return Status::kOk;
@@ -186,7 +187,7 @@ Status CheckShape(const TernaryMatMulShape& s) {
 
 bool Supports(KernelFamily family, const TernaryMatMulShape& s, DType type,
               const DeviceInfo& device) {
-  if (CheckShape(s) != Status::kOk || device.sm < 75) return false;
+  if (CheckShape(s) != Status::kOk || device.sm < 75 || device.sm_count < 1) return false;
   if (family == KernelFamily::kAuto || family == KernelFamily::kNaive) return true;
   const bool grouped = Units(s) > 1;
   const auto groups_of = [&](int32_t multiple) {
@@ -273,6 +274,9 @@ const char* StatusString(Status status) {
     case Status::kWorkspaceTooSmall: return "workspace too small";
     case Status::kUnsupported: return "not supported by this kernel family";
     case Status::kLaunchFailed: return "CUDA refused the launch";
+    case Status::kNoDevice: return "no CUDA device answers";
+    case Status::kDriverTooOld:
+      return "there is no NVIDIA driver, or it is older than the CUDA runtime in this library";
   }
   return "unknown status";
 }

@@ -40,6 +40,8 @@ enum class Status : int32_t {
   kWorkspaceTooSmall = 4,  // workspace_bytes < WorkspaceBytes(...)
   kUnsupported = 5,        // this family cannot run this shape, type or device
   kLaunchFailed = 6,       // CUDA refused the launch; cudaPeekAtLastError() has its reason
+  kNoDevice = 7,           // no CUDA device answers
+  kDriverTooOld = 8,       // no driver, or one older than the CUDA runtime linked in here
 };
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1 };
@@ -92,7 +94,7 @@ struct DeviceInfo {
 // capability 7.5 alone does not say whether tensor cores are real; the name does.
 DeviceInfo MakeDeviceInfo(const char* name, int32_t sm, int32_t sm_count);
 
-// The current CUDA device. kLaunchFailed where there is none. Emulated builds answer a fixed
+// The current CUDA device. kNoDevice or kDriverTooOld where there is none. Emulated builds answer a fixed
 // small Turing card with real tensor cores.
 Status QueryDevice(DeviceInfo* device);
 

@@ -187,6 +187,9 @@ int32_t TernaryMatMulPlugin::setTactic(int32_t tactic) noexcept {
                 " is none of this library's: the engine was built with another version of it");
   }
   tactic_ = tactic;
+  Log(Severity::kVerbose, std::string(kPluginName) + " '" + name_ + "': tactic " +
+                              FamilyName(static_cast<KernelFamily>(tactic)) + ", timed with " +
+                              std::to_string(config_.timed_m) + " rows");
   return 0;
 }
 

@@ -131,6 +131,24 @@ def test_runtime_phase_wants_the_serialized_fields(trt: Any, creator: Any, messa
     assert "build the engine again" in messages[-1][1]
 
 
+def test_the_device_is_known_or_its_absence_explained(
+    trt: Any, creator: Any, messages: Any
+) -> None:
+    plugin = _create(trt, creator, GOOD)
+    build = plugin.get_capability_interface(trt.PluginCapabilityType.BUILD)
+    assert build.metadata_string == "K=256 N=64 group_size=0 activation_bits=8"
+    messages.clear()
+    key = build.timing_cache_id
+    if key is not None:  # a machine with a card
+        assert "sm=" in key
+        return
+    message = messages[-1][1]
+    assert message.startswith("TernaryMatMul 'layer_7': the CUDA device cannot be queried: ")
+    assert (
+        "there is no NVIDIA driver, or it is older than" in message or "no CUDA device" in message
+    )
+
+
 # A process of its own, since registration is for good. What a program like ONNX Runtime does:
 # TensorRT is there (not in the global scope), the library is opened and nothing is called.
 OPENED = """

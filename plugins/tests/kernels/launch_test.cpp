@@ -82,6 +82,7 @@ void TensorCoresAreChosenOnlyWhereReal() {
   CHECK(ChooseFamily(Shape(1, 4096, 4096), DType::kFloat16, kT4) == KernelFamily::kGemvDp4a);
   CHECK(!Supports(KernelFamily::kGemvDp4a, Shape(9, 64, 4), DType::kFloat32, kT4));
   CHECK(!Supports(KernelFamily::kGemvDp4a, floats, DType::kFloat32, kT4));
+  CHECK(!Supports(KernelFamily::kGemvDp4a, Shape(1, 64, 4), DType::kFloat32, DeviceInfo{75, 0}));
   CHECK(!Supports(KernelFamily::kGemvDp4a, Shape(1, 64, 4), DType::kFloat32,
                   MakeDeviceInfo("Quadro P2000", 61, 8)));
 }
@@ -180,7 +181,7 @@ void NamesAreDistinct() {
     CHECK(seen.find(std::string("|") + FamilyName(family) + "|") == std::string::npos);
     seen += std::string("|") + FamilyName(family) + "|";
   }
-  for (int32_t status = 0; status <= 6; ++status)
+  for (int32_t status = 0; status <= 8; ++status)
     CHECK(std::string(StatusString(static_cast<Status>(status))) != "unknown status");
 }
 

@@ -153,21 +153,26 @@ def sanitize(tool: str, program: Path, folder: Path, seed: int, seconds: float) 
 
 def run_bench(torch: Any, library_path: Path, seconds: float) -> dict[str, Any]:
     """The benchmarks; their table goes to stdout."""
-    copy_gb, rows = copy_bandwidth(torch), list[dict[str, Any]]()
-    kept: dict[str, Any] = {"copy_gb_per_s": copy_gb, "rows": rows}
+    budget, copy_gb = Budget(seconds), copy_bandwidth(torch)
+    rows, grouped = list[dict[str, Any]](), list[dict[str, Any]]()
+    kept: dict[str, Any] = {"copy_gb_per_s": copy_gb, "rows": rows, "grouped_rows": grouped}
     try:
-        left_out = bench.bench_all(torch, Library(library_path), seconds, rows, say)
+        library = Library(library_path)
+        left_out = bench.bench_all(torch, library, budget.left(), rows, say)
+        left_out += bench.bench_grouped(torch, library, budget.left(), grouped)
         kept["left_out"] = left_out
         print("\n".join(table.bench_table(rows, copy_gb)))
+        print(f"with a scale for each {bench.GROUP_SIZE} weights:")
+        print("\n".join(table.bench_table(grouped, copy_gb)))
         kept["goals"] = table.goals(rows, copy_gb, cache_size(torch))
         print("\n".join(kept["goals"]), flush=True)
     except Exception as error:  # what was measured until then is kept
-        why = f"stopped after {len(rows)} rows: {type(error).__name__}: {error}"
+        why = f"stopped after {len(rows) + len(grouped)} rows: {type(error).__name__}: {error}"
         raise Failed(why, kept) from error
-    if problems := table.wrong(rows):
+    if problems := table.wrong(rows + grouped):
         raise Failed("; ".join(problems), kept)
     if left_out:
-        all_cells = len(list(bench.cells()))
+        all_cells = len([*bench.cells(), *bench.grouped_cells()])
         raise NotRun(f"time was up before {len(left_out)} of {all_cells} shapes", kept)
     return kept
 

@@ -93,6 +93,23 @@ def test_every_family_is_timed_and_checked_on_every_shape(emulated):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
+def test_group_scales_are_timed_and_checked(emulated, monkeypatch):
+    monkeypatch.setattr(bench, "GROUPED_SHAPES", ((256, 3),))
+    monkeypatch.setattr(bench, "GROUPED_ROWS", (1, 9))
+    rows = []
+    assert bench.bench_grouped(CpuTorch(), emulated, 60.0, rows) == []
+    assert [(r["m"], r["k"], r["n"], r["group_size"]) for r in rows] == [
+        (1, 256, 3, 128),
+        (9, 256, 3, 128),
+    ]
+    assert table.wrong(rows) == []
+    assert set(rows[0]["families"]) == {"gemv_dp4a", "tile_dp4a", "tile_imma"}
+    assert len(table.bench_table(rows, 300.0)) == 3
+    assert bench.bench_grouped(CpuTorch(), emulated, 0.0, []) == [(1, 256, 3), (9, 256, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_kernel_that_computes_wrongly_is_found(emulated, monkeypatch):
     launch = library.Library.launch
 
@@ -232,6 +249,8 @@ def test_outputs_are_compared_exactly_for_int8():
     assert bench.check_family(torch, near, want, shape8) == "differs from the naive kernel"
     assert bench.check_family(torch, near, want, shape0) is None
     assert bench.check_family(torch, want + 1, want, shape0) == "is off the naive kernel"
+    grouped = library.Shape(1, 64, 2, 32)  # its sums are floats
+    assert bench.check_family(torch, near, want, grouped) is None
     poison = torch.full_like(want, float("nan"))
     assert bench.check_family(torch, poison, want, shape8) == "left poison in its output"
 

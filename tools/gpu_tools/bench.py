@@ -16,6 +16,9 @@ from .timing import Launch, cache_size, copies_past_cache, summary, time_graph
 
 SHAPES = ((2560, 6912), (6912, 2560), (4096, 4096), (4096, 14336), (768, 3072), (384, 1536))
 ROWS = (1, 2, 4, 8, 16, 64, 256)
+# Group scales are flushed inside the main loops: what that costs shows beside the same shapes
+# without. int8 activations.
+GROUP_SIZE, GROUPED_SHAPES, GROUPED_ROWS = 128, ((2560, 6912), (768, 3072)), (1, 8, 16, 256)
 NAIVE = 7
 
 
@@ -59,12 +62,12 @@ def launcher(
 def check_family(torch: Any, got: Any, want: Any, shape: Shape) -> str | None:
     """A problem with a family's output against the naive kernel's, or None.
 
-    int8 sums are exact and rounded in one order: equal bits. Float sums differ by their order:
-    within 2 spacings of fp16 beside the rounding of K fp32 additions.
+    int8 sums without group scales are exact and rounded in one order: equal bits. Float sums
+    differ by their order: within 2 spacings of fp16 beside the rounding of K fp32 additions.
     """
     if torch.isnan(got).any():
         return "left poison in its output"
-    if shape.activation_bits:
+    if shape.activation_bits and not shape.group_size:
         return None if torch.equal(got, want) else "differs from the naive kernel"
     bound = 2.0**-9 * want.float().abs() + shape.k * 2.0**-22
     good = bool(((got.float() - want.float()).abs() <= bound).all())
@@ -168,6 +171,28 @@ def cells() -> Iterator[tuple[int, int, int]]:
     for m in ROWS:
         for k, n in SHAPES:
             yield m, k, n
+
+
+def grouped_cells() -> Iterator[tuple[int, int, int]]:
+    """(M, K, N) that are timed with group scales, too."""
+    for m in GROUPED_ROWS:
+        for k, n in GROUPED_SHAPES:
+            yield m, k, n
+
+
+def bench_grouped(
+    torch: Any, library: Library, seconds: float, rows: list[dict[str, Any]]
+) -> list[tuple[int, int, int]]:
+    """The kernels alone, with a scale for each GROUP_SIZE weights: appended to ``rows``. Returns
+    the cells there was no time for."""
+    end, cache_bytes = time.monotonic() + seconds, cache_size(torch)
+    waiting = list(grouped_cells())
+    while waiting and time.monotonic() < end:
+        m, k, n = waiting.pop(0)
+        families = bench_shape(torch, library, Shape(m, k, n, GROUP_SIZE, 8), cache_bytes)
+        rows.append({"m": m, "k": k, "n": n, "activation_bits": 8, "group_size": GROUP_SIZE,
+                     "families": families, "baselines": {}})  # fmt: skip
+    return waiting
 
 
 def bench_all(

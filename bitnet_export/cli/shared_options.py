@@ -211,6 +211,8 @@ def take_ternary(values: dict[str, Any]) -> options.TernaryOptions:
         group_size = options.GROUP_SIZES[-1]
     elif granularity != "group" and group_size:
         raise click.UsageError(f"--group-size needs --granularity group, not {granularity}")
+    if values["threshold"] is not None and values["quantizer"] != "threshold":
+        raise click.UsageError("--threshold needs --quantizer threshold: no other one looks at it")
     exclude = tuple(values.pop("exclude"))
     activation_bits = values.pop("activation_bits")
     return options.TernaryOptions(

@@ -69,6 +69,12 @@ def test_choices_match_the_rest_of_the_package():
     assert options.CONVOLUTIONS == config.CONVOLUTIONS
 
 
+def test_a_threshold_that_nothing_would_look_at():
+    with pytest.raises(click.UsageError, match="--quantizer threshold"):
+        ternary(threshold=0.05)
+    assert ternary(threshold=0.05, quantizer="threshold").threshold == 0.05
+
+
 def test_group_size_against_granularity():
     with pytest.raises(click.UsageError, match="--granularity group"):
         ternary(granularity="channel", group_size="64")

@@ -58,6 +58,9 @@ def specs() -> Iterator[Spec]:
             for m in (1, 2, 3, 5, 8, 9, 17, 33):
                 yield Spec(m, 200, 65, bits=bits, half=half)
                 yield Spec(m, 256, 3, group_size=64, bits=bits, half=half)
+            # More rows than any tile has.
+            yield Spec(70, 200, 9, bits=bits, half=half)
+            yield Spec(131, 256, 3, group_size=64, bits=bits, half=half)
             for k, n in ((5, 1), (64, 3), (130, 65), (1000, 7)):
                 yield Spec(2, k, n, bits=bits, half=half, scale="tensor", bias=False)
             for group in (32, 128):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -90,12 +90,14 @@ def with_kv_cache(loaded: LoadedModel) -> LoadedModel:
         IDS: torch.randint(vocabulary, (EXAMPLE_BATCH, EXAMPLE_NEW), generator=generator),
         MASK: torch.ones(EXAMPLE_BATCH, EXAMPLE_PAST + EXAMPLE_NEW, dtype=torch.int64),
     } | dict(zip(names, cache, strict=True))
-    loaded.module = _module_class(tuple(inputs))(model, layers).eval()
+    decoder = _module_class(tuple(inputs))(model, layers).eval()
+    _check_answers(decoder, inputs, loaded)
+    loaded.module = decoder
     loaded.example_inputs = inputs
     loaded.dynamic_axes = {IDS: {0: BATCH, 1: NEW}, MASK: {0: BATCH, 1: f"{PAST} + {NEW}"}}
     loaded.dynamic_axes |= {name: {0: BATCH, 2: PAST} for name in names}
     loaded.axis_limits = {}  # the limit is one of past and new tokens together
-    loaded.output_names = loaded.module.output_names
+    loaded.output_names = decoder.output_names
     loaded.usual_sizes = _usual_sizes(longest(config))
     return loaded
 
@@ -149,12 +151,38 @@ def _is_decoder(model: nn.Module) -> bool:
     return "past_key_values" in arguments and hasattr(model, "lm_head")
 
 
-def _example_cache(model: nn.Module, loaded: LoadedModel) -> list[torch.Tensor]:
-    """What the model itself caches for some tokens: keys and values, layer by layer."""
-    ids = torch.arange(EXAMPLE_BATCH * EXAMPLE_PAST).reshape(EXAMPLE_BATCH, -1)
+def _past_ids() -> torch.Tensor:
+    return 3 + torch.arange(EXAMPLE_BATCH * EXAMPLE_PAST).reshape(EXAMPLE_BATCH, -1)
+
+
+def _check_answers(
+    decoder: CachedDecoder, inputs: dict[str, torch.Tensor], loaded: LoadedModel
+) -> None:
+    """Raise InputError where the logits are not those of the whole text without a cache."""
     with torch.no_grad():
-        outputs = model(input_ids=ids + 3, use_cache=True, return_dict=True)
-    layers = getattr(outputs.past_key_values, "layers", None) or []
+        found = decoder(**inputs)[0]
+        whole = decoder.model(input_ids=torch.cat([_past_ids(), inputs[IDS]], 1), use_cache=False)
+        expected = whole.logits[:, -EXAMPLE_NEW:]
+    # Another order of sums is far below that, tokens that were not seen far above.
+    if not bool((found - expected).abs().max() <= 1e-2 * expected.abs().max()):
+        raise InputError(
+            f"{type(decoder.model).__name__} answers otherwise with its cache as inputs than without",
+            where=str(loaded.source),
+            fix=f"leave {FLAG} out",
+        )
+
+
+def _example_cache(model: nn.Module, loaded: LoadedModel) -> list[torch.Tensor]:
+    """What the model caches for some tokens: keys and values, layer by layer.
+
+    The cache it is given forgets nothing; layers that look back a window only have masks for that.
+    """
+    from transformers import DynamicCache
+
+    past: Any = DynamicCache()
+    with torch.no_grad(), suppress(Exception):  # whatever one with another cache raises
+        model(input_ids=_past_ids(), past_key_values=past, use_cache=True, return_dict=True)
+    layers = getattr(past, "layers", None) or []
     cache = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]
     plain = [t for t in cache if isinstance(t, torch.Tensor) and t.shape[2:3] == (EXAMPLE_PAST,)]
     if not cache or len(plain) < len(cache):

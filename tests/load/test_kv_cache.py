@@ -1,6 +1,7 @@
 """--kv-cache: a decoder's cache as named tensors, step by step against transformers itself."""
 
 import copy
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,22 @@ from bitnet_export.load.kv_cache import OPSET, take_weights, with_kv_cache
 transformers = pytest.importorskip("transformers")
 ort = pytest.importorskip("onnxruntime")
 LAYERS, HEADS, SIZE = 2, 2, 16
+DECODER = dict(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=HEADS,
+    max_position_embeddings=64,
+)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("decoder")
-    config = transformers.LlamaConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=64,
-    )
+    config = transformers.LlamaConfig(**DECODER)
     transformers.LlamaForCausalLM(config).save_pretrained(path)
     return path
 
@@ -86,6 +88,56 @@ def test_token_by_token_in_onnx_runtime_is_transformers_in_one_go(directory, exp
     with torch.no_grad():
         expected = whole(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=1e-3, atol=1e-4)
+
+
+# Layers that look back 5 tokens beside, or in place of, such that see all.
+WINDOWS = {
+    "Mistral": dict(sliding_window=5),
+    "Gemma3Text": dict(
+        head_dim=SIZE, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_window_is_kept_though_the_cache_forgets_nothing(tmp_path, family):
+    config = getattr(transformers, f"{family}Config")(**DECODER, **WINDOWS[family])
+    kind = f"{family.removesuffix('Text')}ForCausalLM"
+    torch.manual_seed(0)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    decoder = with_kv_cache(load(tmp_path))
+    ids = torch.randint(3, 90, (1, 16))
+    with torch.no_grad():
+        whole = decoder.module.model(ids, use_cache=False).logits
+        cache = {name: torch.tensor(value) for name, value in empty_cache(1).items()}
+        for i in range(16):
+            mask = torch.ones(1, i + 1, dtype=torch.int64)
+            logits, *present = decoder.module(ids[:, i : i + 1], mask, **cache)
+            torch.testing.assert_close(logits[:, 0], whole[:, i], rtol=1e-4, atol=1e-5)
+            cache = dict(zip(cache, present, strict=True))
+        cut = decoder.module.model(ids[:, 1:], use_cache=False).logits
+    assert present[0].shape[2] == 16
+    if family == "Mistral":  # of two layers, each with 5 in view, the last sees 9 tokens
+        assert not torch.allclose(whole[:, 3], cut[:, 2], rtol=1e-3)
+        torch.testing.assert_close(whole[:, 12], cut[:, 11], rtol=1e-3, atol=1e-4)
+
+
+def test_a_cache_that_changes_the_answer_is_refused(directory, monkeypatch):
+    loaded = load(directory)
+    forward = loaded.module.model.forward
+
+    def forgets(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None and past_key_values.get_seq_length():
+            kwargs["attention_mask"] = kwargs["attention_mask"][:, -3:]
+            outputs = forward(*args, **{**kwargs, "use_cache": False})
+            outputs.past_key_values = past_key_values
+            return outputs
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    forgets.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(loaded.module.model, "forward", forgets)
+    with pytest.raises(InputError, match="answers otherwise"):
+        with_kv_cache(loaded)
 
 
 def test_padding_on_the_left_changes_nothing(decoder):

@@ -1,8 +1,8 @@
 """A decoder that generates token by token: keys and values of earlier tokens go in, all come out.
 
 ``with_kv_cache`` wraps a loaded Hugging Face decoder so that its cache is named tensors, two a
-layer, as runtimes hand them from step to step. Only the usual cache is supported, one key and one
-value tensor [batch, heads, past, head size] for every layer.
+layer, as runtimes hand them from step to step: one key and one value tensor [batch, heads, past,
+head size], with all earlier tokens in them, for layers that look back a window, too.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _check_answers(
     # Another order of sums is far below that, tokens that were not seen far above.
     if not bool((found - expected).abs().max() <= 1e-2 * expected.abs().max()):
         raise InputError(
-            f"{type(decoder.model).__name__} answers otherwise with its cache as inputs than without",
+            f"{type(decoder.model).__name__} answers otherwise with a cache of plain tensors",
             where=str(loaded.source),
             fix=f"leave {FLAG} out",
         )

@@ -146,10 +146,12 @@ DeviceInfo MakeDeviceInfo(const char* name, int32_t sm, int32_t sm_count) {
   // name. An unknown name counts as one of them: dp4a is right everywhere, and never slow.
   if (sm != 75 || !name) return device;
   device.real_tensor_cores = std::strstr(name, "RTX") != nullptr;
-  for (const char* real : {"T4", "T4G", "T10", "T40"}) {
-    const size_t length = std::strlen(real), whole = std::strlen(name);
-    if (whole < length || std::strcmp(name + whole - length, real) != 0) continue;
-    if (whole == length || name[whole - length - 1] == ' ') device.real_tensor_cores = true;
+  for (const char* real : {"T4", "T4G", "T10", "T40"}) {  // and "GRID T4-16Q", a share of a T4
+    for (const char* at = std::strstr(name, real); at; at = std::strstr(at + 1, real)) {
+      const char end = at[std::strlen(real)];
+      const bool word = (at == name || at[-1] == ' ') && (end == '\0' || end == ' ' || end == '-');
+      device.real_tensor_cores = device.real_tensor_cores || word;
+    }
   }
   return device;
 }

@@ -21,10 +21,11 @@ TernaryMatMulShape Shape(int32_t m, int32_t k, int32_t n, int32_t group = 0, int
 
 void TensorCoresAreKnownByName() {
   for (const char* real : {"NVIDIA GeForce RTX 2060", "Tesla T4", "Tesla T4G", "T4", "NVIDIA T4",
-                           "Quadro RTX 4000", "TITAN RTX", "Tesla T10"})
+                           "Quadro RTX 4000", "TITAN RTX", "Tesla T10", "GRID T4-16Q",
+                           "NVIDIA T4-8C"})
     CHECK(MakeDeviceInfo(real, 75, 30).real_tensor_cores);
   for (const char* none : {"NVIDIA GeForce GTX 1660", "NVIDIA GeForce GTX 1650 Ti", "NVIDIA T400",
-                           "NVIDIA T400 4GB", "T1000", "Quadro T2000", "GeForce MX450", ""})
+                           "NVIDIA T400 4GB", "T1000", "NVIDIA T1000 8GB", "XT4", "Quadro T2000", "GeForce MX450", ""})
     CHECK(!MakeDeviceInfo(none, 75, 30).real_tensor_cores);
   CHECK(!MakeDeviceInfo(nullptr, 75, 30).real_tensor_cores);
   CHECK(MakeDeviceInfo("NVIDIA A2", 86, 10).real_tensor_cores);

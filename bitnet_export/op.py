@@ -279,7 +279,17 @@ TernaryMatMul <K, N, group_size, activation_bits> (X, packed_weight, scale, bias
 
 
 def check_opset(opset: int) -> None:
-    """Raise UsageError for a default-domain opset the function body cannot be written in."""
+    """Raise UsageError for a default-domain opset the function body cannot be written in, or that
+    the installed onnx does not know: torch's exporter would quietly write another one."""
+    from onnx import defs
+
+    newest = defs.onnx_opset_version()
+    if opset > newest:
+        raise UsageError(
+            f"the installed onnx knows opsets up to {newest}",
+            where=f"--opset {opset}",
+            fix=f"leave --opset out, or pass {OLDEST_OPSET} to {newest}",
+        )
     if opset < OLDEST_OPSET:
         raise UsageError(
             f"TernaryMatMul's function body needs opset {OLDEST_OPSET}, not {opset}",

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bitnet_export import op, packing
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, UsageError
 
 
 def make_case(m, k, n, group_size=0, scale="channel", bits=8, dtype=np.float32, seed=0):
@@ -150,3 +150,9 @@ def test_reference_refuses_shapes_that_do_not_fit(change):
 def test_attributes_are_checked(bad):
     with pytest.raises(InputError):
         op.TernaryAttributes(**(dict(K=64, N=2) | bad))
+
+
+@pytest.mark.parametrize("opset", [17, onnx.defs.onnx_opset_version() + 1])
+def test_an_opset_that_cannot_be_written(opset):
+    with pytest.raises(UsageError, match=rf"opset.*\n.*pass {op.OLDEST_OPSET}"):
+        op.check_opset(opset)

@@ -160,6 +160,12 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
 
 def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report:
     """Time a directory that an export wrote against full precision; rewrite its report."""
+    from bitnet_export.load.detect import detect
+
+    if options.baseline is not None and detect(options.baseline) != "onnx":
+        raise InputError(
+            "the baseline is no ONNX file", where=f"--baseline {options.baseline}", fix="pass one"
+        )
     stage = Stages(progress or SilentProgress())
     with stage("load", str(options.directory)):
         subject = open_directory(options)

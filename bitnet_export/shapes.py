@@ -44,13 +44,43 @@ def parse_shapes(
 
 def opt_sizes(loaded: LoadedModel, options: ExportOptions) -> Sizes:
     """Axis sizes the kernels are chosen for: --opt-shapes, else the model's usual ones, else the
-    example's with batch 1."""
+    example's with batch 1. Raises UsageError where the shapes asked for cannot be."""
     from bitnet_export.verify.feeds import as_arrays, axis_sizes
 
     axes = loaded.dynamic_axes
+    low = parse_shapes(options.min_shapes, axes, "--min-shape")
+    high = parse_shapes(options.max_shapes, axes, "--max-shape")
+    crossed = [name for name in low if low[name] > high.get(name, low[name])]
+    if crossed:
+        raise UsageError(
+            f"axis {crossed[0]} is at least {low[crossed[0]]} and at most {high[crossed[0]]}",
+            where="--min-shape, --max-shape",
+            fix="exchange the two",
+        )
     sizes = axis_sizes(as_arrays(loaded.example_inputs), axes)
     sizes |= {a[0]: 1 for a in axes.values() if 0 in a} | loaded.usual_sizes
-    return sizes | parse_shapes(options.opt_shapes, axes, "--opt-shape")
+    sizes |= parse_shapes(options.opt_shapes, axes, "--opt-shape")
+    for option, specs in (
+        ("--min-shape", options.min_shapes),
+        ("--opt-shape", options.opt_shapes),
+        ("--max-shape", options.max_shapes),
+    ):
+        _check_fixed(specs, loaded, option)
+    return sizes
+
+
+def _check_fixed(specs: Sequence[str], loaded: LoadedModel, option: str) -> None:
+    """Raise UsageError for another size than the model's own of an axis that is not dynamic."""
+    for spec in specs:
+        name, _, dims = spec.rpartition(":")
+        axes, given = loaded.dynamic_axes.get(name, {}), dims.split("x")
+        fixed = list(loaded.example_inputs[name].shape)
+        wrong = [i for i, n in enumerate(fixed) if i not in axes and given[i : i + 1] != [str(n)]]
+        if wrong or len(given) != len(fixed):
+            sizes = "x".join(str(axes.get(i, n)) for i, n in enumerate(fixed))
+            raise UsageError(
+                f"the model takes {sizes}", where=f"{option} {spec}", fix=f"write it as {sizes}"
+            )
 
 
 def verify_shapes(loaded: LoadedModel, options: ExportOptions) -> list[Sizes]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bitnet_export.report.schema import Report
 
 
+DEFAULT_LIMIT = 0.05
+
+
 @click.command("report", cls=GroupedCommand)
 @click.argument("report", type=shared.FILE)
 @option(
@@ -31,14 +34,17 @@ if TYPE_CHECKING:
     "--max-regression",
     group="Comparison",
     type=FRACTION,
-    default=0.05,
-    show_default=False,
+    default=None,
     help="Fail if size, speed or quality got worse by more than this. [default: 5%]",
 )
 @option("--json", "as_json", group="Output", is_flag=True, help="Print JSON.")
 @option("--markdown", group="Output", is_flag=True, help="Print Markdown, for a CI job's summary.")
 def command(
-    report: Path, baseline: Path | None, max_regression: float, as_json: bool, markdown: bool
+    report: Path,
+    baseline: Path | None,
+    max_regression: float | None,
+    as_json: bool,
+    markdown: bool,
 ) -> int:
     """Show REPORT, a report.json or an exported directory; exit 1 if a gate failed in it.
 
@@ -46,9 +52,14 @@ def command(
     """
     from bitnet_export.report.json_io import load_report
 
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown: choose one of the two")
+    if baseline is None and max_regression is not None:
+        raise click.UsageError("--max-regression needs --baseline: nothing to have regressed from")
     current = load_report(_file(report))
     if baseline is not None:
-        return _compare(load_report(_file(baseline)), current, max_regression, as_json)
+        limit = DEFAULT_LIMIT if max_regression is None else max_regression
+        return _compare(load_report(_file(baseline)), current, limit, as_json)
     if markdown:
         from bitnet_export.report.markdown import render_markdown
 

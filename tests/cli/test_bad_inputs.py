@@ -62,6 +62,30 @@ def test_a_metric_that_cannot_be_used_is_said_before_the_work(mlp_file, work):
     check(run(mlp_file, *metric, "--metric-data", "gone.npz", cwd=work), 2, "gone.npz", "no such")
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--opt-shape", "input:4x32"], "the model takes batchx64"),
+        (["--opt-shape", "input:4"], "the model takes batchx64"),
+        (["--min-shape", "input:8x64", "--max-shape", "input:2x64"], "at least 8 and at most 2"),
+    ],
+)
+def test_shapes_that_cannot_be(mlp_file, work, options, text):
+    check(run(mlp_file, *options, cwd=work), 2, text)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "text"),
+    [
+        ("bench", ["--baseline", __file__], "of no known kind"),
+        ("report", ["--json", "--markdown"], "choose one"),
+        ("report", ["--max-regression", "5%"], "needs --baseline"),
+    ],
+)
+def test_options_that_do_not_go_together(exported, command, options, text):
+    check(run(command, exported[1], *options), 2, text)
+
+
 def test_unknown_operator(tmp_path, work):
     import onnx
     from onnx import TensorProto, helper

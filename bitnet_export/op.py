@@ -105,7 +105,7 @@ def reference_ternary_matmul(
     if at.activation_bits:
         values, a = quantize_activations(x)
     wide = np.int64 if at.activation_bits else np.float64
-    left = values.astype(wide).reshape(*x.shape[:-1], at.groups, -1)
+    left = values.astype(wide).reshape(*x.shape[:-1], at.groups, at.K // at.groups)
     sums = np.einsum("...gk,ngk->...ng", left, w.astype(wide), optimize=True)
     scale32 = np.asarray(scale, np.float32).reshape(-1, at.groups)
     y = (sums.astype(np.float32) * scale32).sum(axis=-1, dtype=np.float32) * a
@@ -272,7 +272,7 @@ TernaryMatMul <K, N, group_size, activation_bits> (X, packed_weight, scale, bias
     x_shape = Shape (X)
     leading = Slice (x_shape, zero_1d, minus_one)
     y_shape = Concat <axis = 0> (leading, n_1d)
-    y = Reshape (y_rows, y_shape)
+    y = Reshape <allowzero = 1> (y_rows, y_shape)
     Y = CastLike (y, X)
 }}
 """

@@ -53,6 +53,8 @@ CASES = [
     dict(m=(2, 3), k=96, n=4, group_size=32, scale="group"),
     dict(m=(17,), k=128, n=2, group_size=64, scale="group", bits=0),
     dict(m=(4,), k=70, n=5, dtype=np.float16),
+    dict(m=(0,), k=64, n=3),  # an expert that no token chose
+    dict(m=(2, 0), k=96, n=4, group_size=32, scale="group", bits=0),
 ]
 
 

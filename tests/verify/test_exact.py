@@ -1,5 +1,7 @@
 """Every layer on its own input: integers are exact, and a single wrong trit is found."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,13 @@ def test_lowered_forms_are_within_their_own_tolerance(tmp_path, function, form, 
     path = models.write(tmp_path / "lowered.onnx", form)
     assert all(row.passed for row in check(function, path, kind))
     assert not any(row.passed for row in check(function, path, "int8"))
+
+
+def test_layers_without_rows_have_nothing_to_compare(function):
+    cases = make_cases([{"batch": 2}], models.example(), models.AXES)
+    empty = dataclasses.replace(cases[0], feeds={k: v[:0] for k, v in cases[0].feeds.items()})
+    assert check_layers(function, function, [empty], ("int8",)) == []
+    assert len(check_layers(function, function, [empty, *cases], ("int8",))) == 1
 
 
 @pytest.mark.parametrize("layer", models.LAYERS)

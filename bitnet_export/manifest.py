@@ -94,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
         _check_versions(data, path)
         manifest = Manifest(**data)
         _check_form(manifest)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"holds no {MANIFEST}: not a directory bitnet-export wrote",
             where=str(directory),

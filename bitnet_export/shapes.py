@@ -21,9 +21,13 @@ def parse_shapes(
     sizes: dict[str, int] = {}
     for spec in specs:
         name, _, dims = spec.rpartition(":")  # a name may hold colons
+        if not name:
+            raise UsageError(
+                "it has no sizes", where=f"{option} {spec}", fix=f"add :1x16 to {spec}"
+            )
         if name not in dynamic_axes:
             raise UsageError(
-                f"{name or spec!r} is no input with dynamic axes",
+                f"{name!r} is no input with dynamic axes",
                 where=f"{option} {spec}",
                 fix=f"the model has {', '.join(dynamic_axes) or 'none'}",
             )

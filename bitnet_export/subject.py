@@ -155,5 +155,5 @@ def no_intermediate(subject: Subject) -> InputError:
         "holds no full-precision model to compare with: it was written with --no-keep-intermediate "
         f"or {manifest.INTERMEDIATE}/ was deleted",
         where=str(subject.directory),
-        fix="export again, or pass the full-precision ONNX file with --baseline",
+        fix=f"export again and keep {manifest.INTERMEDIATE}/, which has the inputs, too",
     )

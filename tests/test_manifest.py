@@ -157,3 +157,10 @@ def test_versions_compare_as_numbers(text, parts):
     assert version_tuple(text) == parts
     assert version_tuple("1.9") < version_tuple("1.28")
     assert manifest.SCHEMA_VERSION == 1
+
+
+def test_a_file_is_no_directory(tmp_path):
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    with pytest.raises(InputError, match="not a directory bitnet-export wrote"):
+        read_manifest(file)

@@ -67,6 +67,7 @@ def test_a_metric_that_cannot_be_used_is_said_before_the_work(mlp_file, work):
     [
         (["--opt-shape", "input:4x32"], "the model takes batchx64"),
         (["--opt-shape", "input:4"], "the model takes batchx64"),
+        (["--opt-shape", "input"], "it has no sizes"),
         (["--min-shape", "input:8x64", "--max-shape", "input:2x64"], "at least 8 and at most 2"),
     ],
 )
@@ -78,6 +79,7 @@ def test_shapes_that_cannot_be(mlp_file, work, options, text):
     ("command", "options", "text"),
     [
         ("bench", ["--baseline", __file__], "of no known kind"),
+        ("bench", ["--baseline", "nothing.onnx"], "there is no such file"),
         ("report", ["--json", "--markdown"], "choose one"),
         ("report", ["--max-regression", "5%"], "needs --baseline"),
     ],

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from bitnet_export import assess, history, manifest, onnx_io, post_training, shapes, subject
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.finetune_run import finetune_for_export
-from bitnet_export.opening import export_loaded, load_model, ternary_config, unmatched
+from bitnet_export.opening import (
+    drop_fixed_axes,
+    export_loaded,
+    load_model,
+    ternary_config,
+    unmatched,
+)
 from bitnet_export.options import ExportOptions
 from bitnet_export.stages import Stages
 
@@ -72,7 +78,9 @@ class ExportRun:
         loaded, options = self.loaded, self.options
         assert loaded.module is not None
         with self.stage("export full precision"):
-            onnx_io.write_model(self._export(loaded), self.out / manifest.BASELINE)
+            baseline = self._export(loaded)
+            self.warnings += drop_fixed_axes(loaded, baseline)
+            onnx_io.write_model(baseline, self.out / manifest.BASELINE)
             self._export_reference()
         with self.stage("ternarize", self.config.quantizer):
             teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None

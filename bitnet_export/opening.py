@@ -88,6 +88,28 @@ def export_loaded(loaded: LoadedModel, opset: int | None = None) -> onnx.ModelPr
     )
 
 
+def drop_fixed_axes(loaded: LoadedModel, model: onnx.ModelProto) -> list[str]:
+    """Take axes that came out fixed off ``loaded.dynamic_axes``: a forward that loops over tokens
+    is traced for one length. -> a warning for each name."""
+    warnings = {}
+    for value in model.graph.input:
+        axes = loaded.dynamic_axes.get(value.name, {})
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis not in axes or not dim.HasField("dim_value"):
+                continue
+            name = axes[axis]
+            warnings[name] = (
+                f"the exported model takes {name} = {dim.dim_value} only: its forward does something"
+                f" else at every size of axis {axis} of {value.name} (a loop over it, for instance)"
+            )
+    kept = {
+        name: {axis: symbol for axis, symbol in axes.items() if symbol not in warnings}
+        for name, axes in loaded.dynamic_axes.items()
+    }
+    loaded.dynamic_axes = {name: axes for name, axes in kept.items() if axes}
+    return list(warnings.values())
+
+
 def reference_onnx(options: VerifyOptions, record: Manifest, progress: Progress) -> onnx.ModelProto:
     """The model of --reference as ONNX, its inputs and outputs those of the directory's record.
 

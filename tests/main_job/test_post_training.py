@@ -151,6 +151,36 @@ class OneByOne(nn.Module):
         return self.head(torch.relu(self.inner(x)).reshape(1, WIDTH))
 
 
+class Recurrent(nn.Module):
+    """A loop over the time axis, which a trace unrolls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.head = nn.Linear(32, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        state = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            state = torch.tanh(self.step(x[:, t]) + state)
+        return self.head(state)
+
+
+def test_an_axis_that_comes_out_fixed_is_said_and_not_varied(tmp_path):
+    torch.save(Recurrent().state_dict(), tmp_path / "m.pt")
+    options = ExportOptions(
+        model=tmp_path / "m.pt",
+        factory="tests.main_job.test_post_training:Recurrent",
+        input_specs=("x:batch,time,32",),
+        target="onnx",
+        output=tmp_path / "out",
+        bench=False,
+    )
+    report = be.run_export(options)
+    assert report.passed
+    assert any("takes time = 16 only" in warning for warning in report.warnings)
+    assert {row.shape for row in report.parity} == {"batch=1", "batch=3"}
+
+
 def test_a_model_of_a_fixed_batch_gets_no_other(tmp_path):
     model = be.save(OneByOne(), tmp_path / "one.pt", {"x": torch.randn(1, WIDTH)})
     np.savez(tmp_path / "data.npz", x=torch.randn(20, WIDTH).numpy())

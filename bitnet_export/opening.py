@@ -99,8 +99,8 @@ def drop_fixed_axes(loaded: LoadedModel, model: onnx.ModelProto) -> list[str]:
                 continue
             name = axes[axis]
             warnings[name] = (
-                f"the exported model takes {name} = {dim.dim_value} only: its forward does something"
-                f" else at every size of axis {axis} of {value.name} (a loop over it, for instance)"
+                f"the exported model takes {name} = {dim.dim_value} only: its forward does other "
+                f"things at every size of axis {axis} of {value.name}, as a loop over it does"
             )
     kept = {
         name: {axis: symbol for axis, symbol in axes.items() if symbol not in warnings}

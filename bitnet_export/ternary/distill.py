@@ -122,7 +122,7 @@ class _Run:
         self.engine = parallel.Engine(self.lesson, self.group, config.parallel)
         graded = Teacher(teacher, plan, config, autocast, CACHE_MB)
         self.held_out = HeldOut(batches, graded, self.lesson, self.group)
-        self.lr = config.lr or schedule.default_lr(student)
+        self.lr = config.lr or schedule.default_lr(student, config.large_lr)
         self.parameters = list(run_state.trainable(self.model).values())
         self.optimizer = schedule.adamw(self.parameters, self.lr)
         self.best = run_state.Best(self.model)

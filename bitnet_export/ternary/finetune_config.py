@@ -21,7 +21,8 @@ class FinetuneConfig:
     """Settings of a run.
 
     steps, batch_size: optimizer steps, and samples in each over all processes and accumulated
-    parts. lr: None chooses by the number of parameters. schedule: how it falls after the warm-up.
+    parts. lr: None chooses by the number of parameters, large_lr above 60 million. schedule: how it
+    falls after the warm-up.
     objective: "auto" looks at the teacher's output. temperature: of the logits' KL.
     *_weight: factors of the loss terms (losses.py); label_weight counts only if labels names an
     entry of the data, relation_weight only where an attention's projections are found.
@@ -40,6 +41,7 @@ class FinetuneConfig:
     steps: int = 300
     batch_size: int = 32
     lr: float | None = None
+    large_lr: float = 4e-4
     schedule: str = "linear"
     objective: str = "auto"
     temperature: float = 2.0
@@ -84,8 +86,10 @@ class FinetuneConfig:
                 raise UsageError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if self.lr is not None and not self.lr > 0:
-            raise UsageError(f"lr must be positive, got {self.lr}")
+        for name in ("lr", "large_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise UsageError(f"{name} must be positive, got {rate}")
         if self.resume and self.checkpoint_dir is None:
             raise UsageError("resume needs checkpoint_dir")
         if self.patience and not self.eval_every:

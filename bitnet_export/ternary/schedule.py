@@ -7,15 +7,15 @@ import math
 import torch
 from torch import nn
 
-# (parameters up to, learning rate): tiny nets, tens of millions, language models.
-LEARNING_RATES = ((1_000_000, 2e-3), (60_000_000, 4e-4), (math.inf, 1e-4))
+# (parameters up to, learning rate): tiny nets, tens of millions. Above: FinetuneConfig.large_lr.
+LEARNING_RATES = ((1_000_000, 2e-3), (60_000_000, 4e-4))
 BETAS = (0.9, 0.98)
 
 
-def default_lr(model: nn.Module) -> float:
-    """A learning rate by the model's size."""
+def default_lr(model: nn.Module, large: float) -> float:
+    """A learning rate by the model's size; ``large`` for one that is larger than all limits."""
     size = sum(p.numel() for p in model.parameters())
-    return next(lr for limit, lr in LEARNING_RATES if size <= limit)
+    return next((lr for limit, lr in LEARNING_RATES if size <= limit), large)
 
 
 def factor(step: int, steps: int, warmup: float, shape: str = "linear") -> float:

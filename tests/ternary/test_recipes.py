@@ -152,3 +152,26 @@ def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="no recipe") as error:
         find("resnet")
     assert "vision" in str(error.value.fix)
+
+
+def test_models_that_predict_tokens_from_sound_or_images_are_decoders():
+    """Whisper has convolutions, too, and Mamba."""
+    traits = Traits("Whisper", convolutions=True, table_rows=100, output_width=100)
+    assert choose(traits)[0].name == "decoder"
+    assert choose(Traits("MambaForCausalLM", convolutions=True))[0].name == "decoder"
+    assert choose(Traits("CLIPModel", convolutions=True, table_rows=100))[0].name == "vision"
+
+
+def test_large_models_have_rates_of_their_own(monkeypatch):
+    from bitnet_export.ternary import schedule
+
+    monkeypatch.setattr(schedule, "LEARNING_RATES", ((10, 2e-3), (100, 4e-4)))
+    rates = {
+        name: [
+            schedule.default_lr(nn.Linear(size, 1, bias=False), config.large_lr)
+            for size in (10, 100, 101)
+        ]
+        for name in ("decoder", "encoder")
+        for config in [find(name).finetune_config()]
+    }
+    assert rates == {"decoder": [2e-3, 4e-4, 1.6e-3], "encoder": [2e-3, 4e-4, 4e-4]}

@@ -234,6 +234,7 @@ def _percent_more(full: float, value: float) -> float:
 GROUPS = {"ternary": TernaryOptions(granularity="group", group_size=64)}
 BY_HAND: dict[str, Mapping[str, Any]] = {
     "groups of 64": GROUPS,
+    "rate 1e-4": {"lr": 1e-4},
     "rate 8e-4": {"lr": 8e-4},
     "rate 1.6e-3": {"lr": 1.6e-3},
 }

@@ -18,6 +18,7 @@ from bitnet_export.load.model import (
     LoadedModel,
     apply_inputs,
     array_dtype,
+    check_runs,
     check_weights,
     inputs_from_user,
 )
@@ -79,6 +80,8 @@ def load(
         apply_inputs(model, given, arrays)
     for name, tensor in model.example_inputs.items():
         array_dtype(name, tensor, str(path))  # complains of what no runtime can be fed
+    if model.module is not None and (given or arrays is not None):
+        check_runs(model)
     return model
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export.errors import InputError
+from bitnet_export.errors import InputError, first_line
 from bitnet_export.load.data import Array, ArrayData, as_dtype
 from bitnet_export.load.inputs import InputSpec, apply_overrides, make_inputs
 
@@ -268,6 +268,24 @@ def _use_data(
         model.example_inputs[name] = torch.from_numpy(example.copy())
         if static and rows >= DATA_ROWS:
             model.dynamic_axes[name] = {0: "batch"}
+
+
+def check_runs(model: LoadedModel) -> None:
+    """Raise InputError unless the module runs on its example inputs: here it is still plain that
+    they are at fault, not the export."""
+    import torch
+
+    assert model.module is not None
+    try:
+        with torch.no_grad():
+            model.module(**model.example_inputs)
+    except Exception as e:  # whatever the module raises
+        shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in model.example_inputs.items())
+        raise InputError(
+            f"the model does not run on {shapes}: {first_line(e)}",
+            where=str(model.source),
+            fix="correct the sizes in --input, or the arrays of --data",
+        ) from e
 
 
 def array_dtype(name: str, tensor: torch.Tensor, where: str) -> np.dtype[Any]:

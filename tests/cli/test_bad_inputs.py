@@ -109,6 +109,8 @@ def test_missing_input_shape(tmp_path, work):
     env = {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{tmp_path}"}
     done = run(tmp_path / "sd.pt", "--model", "factory:make", cwd=work, env=env)
     check(done, 2, "--input input:batchx12")
+    wrong = ("--model", "factory:make", "--input", "input:batchx13")
+    check(run(tmp_path / "sd.pt", *wrong, cwd=work, env=env), 2, "does not run on input [2, 13]")
 
 
 def test_k_zero(tmp_path, work):

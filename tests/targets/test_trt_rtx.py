@@ -257,7 +257,7 @@ def test_a_wrong_profile_is_refused_before_any_work(tmp_path):
     stages = []
     progress = Recorded()
     progress.stage = lambda name, detail="": stages.append(name)
-    with pytest.raises(UsageError, match="axis batch: min 4, opt 2, max 2"):
+    with pytest.raises(UsageError, match="axis batch is at least 4 and at most 2"):
         run_export(options, progress)
     assert stages == ["load"]
     assert not (tmp_path / "out").exists()

@@ -1,15 +1,15 @@
 """What a transformers model is fed and what it gives back, as tensors with names.
 
-module_kind picks a wrapper by the model's main input; input_specs reads the shapes from its
-configuration. Loading the model is huggingface.py's work.
+inputs_of goes by the model's main input; input_specs reads the shapes from its configuration.
+Loading the model is huggingface.py's work.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,156 +21,82 @@ from bitnet_export.load.inputs import InputSpec
 USUAL_IMAGE = 224
 # A second of speech, where raw samples are read.
 USUAL_SAMPLES = 16000
+Wrapper = TypeVar("Wrapper", bound=nn.Module)
 OWN_WAY = "write it with bitnet_export.save(model, path, example_inputs) and pass that file"
 
 
 class HuggingFaceModule(nn.Module):
     """A transformers model with tensors in and tensors out, in the order of output_names.
 
-    Subclasses name forward's inputs, so that exporters see them.
+    wrapper_class gives it a forward.
     """
-
-    inputs: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, output_names: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
         self.output_names = list(output_names)
 
-    def run(self, **inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def run(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """The outputs that are kept: a tensor, or a tuple of them."""
         outputs = self.model(**inputs, return_dict=True)
         kept = tuple(outputs[name] for name in self.output_names)
         return kept[0] if len(kept) == 1 else kept
 
 
-class TextModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask")
+def wrapper_class(base: type[Wrapper], names: Sequence[str]) -> type[Wrapper]:
+    """``base`` with a forward whose arguments are ``names`` and go to its run: torch.export,
+    torch.onnx and whoever calls the module by position read them from the signature."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return self.run(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(self: Any, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+        return self.run(dict(zip(names, args, strict=False)) | kwargs)
 
-
-class SegmentedTextModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask", "token_type_ids")
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor,
-    ) -> Any:
-        return self.run(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    described: Callable[..., Any] = forward
+    described.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in ("self", *names)]
+    )
+    made: type[Wrapper] = type(base.__name__, (base,), {"forward": described})
+    return made
 
 
-class EncoderDecoderModule(HuggingFaceModule):
-    inputs = ("input_ids", "attention_mask", "decoder_input_ids")
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        decoder_input_ids: torch.Tensor,
-    ) -> Any:
-        return self.run(
-            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
-        )
-
-
-class ImageModule(HuggingFaceModule):
-    inputs = ("pixel_values",)
-
-    def forward(self, pixel_values: torch.Tensor) -> Any:
-        return self.run(pixel_values=pixel_values)
-
-
-class AudioModule(HuggingFaceModule):
-    inputs = ("input_values",)
-
-    def forward(self, input_values: torch.Tensor) -> Any:
-        return self.run(input_values=input_values)
-
-
-class SpectrumModule(HuggingFaceModule):
-    inputs = ("input_features",)
-
-    def forward(self, input_features: torch.Tensor) -> Any:
-        return self.run(input_features=input_features)
-
-
-class AudioToTextModule(HuggingFaceModule):
-    inputs = ("input_values", "decoder_input_ids")
-
-    def forward(self, input_values: torch.Tensor, decoder_input_ids: torch.Tensor) -> Any:
-        return self.run(input_values=input_values, decoder_input_ids=decoder_input_ids)
-
-
-class SpectrumToTextModule(HuggingFaceModule):
-    inputs = ("input_features", "decoder_input_ids")
-
-    def forward(self, input_features: torch.Tensor, decoder_input_ids: torch.Tensor) -> Any:
-        return self.run(input_features=input_features, decoder_input_ids=decoder_input_ids)
-
-
-class ImageToTextModule(HuggingFaceModule):
-    inputs = ("pixel_values", "decoder_input_ids")
-
-    def forward(self, pixel_values: torch.Tensor, decoder_input_ids: torch.Tensor) -> Any:
-        return self.run(pixel_values=pixel_values, decoder_input_ids=decoder_input_ids)
-
-
-class ImageAndTextModule(HuggingFaceModule):
-    """Two towers that meet in a similarity: as many images as texts."""
-
-    inputs = ("input_ids", "attention_mask", "pixel_values")
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
-    ) -> Any:
-        return self.run(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values
-        )
-
-
-# By main input: (an encoder, a decoder behind it).
-_KINDS: dict[str, tuple[type[HuggingFaceModule], type[HuggingFaceModule]]] = {
-    "input_ids": (TextModule, EncoderDecoderModule),
-    "pixel_values": (ImageModule, ImageToTextModule),
-    "input_values": (AudioModule, AudioToTextModule),
-    "input_features": (SpectrumModule, SpectrumToTextModule),
+TEXT = ("input_ids", "attention_mask")
+SEGMENTED_TEXT = (*TEXT, "token_type_ids")
+# Two towers that meet in a similarity: as many images as texts.
+TEXT_AND_IMAGE = (*TEXT, "pixel_values")
+DECODER = "decoder_input_ids"
+# What is read, by the main input.
+_INPUTS = {name: (name,) for name in ("pixel_values", "input_values", "input_features")} | {
+    "input_ids": TEXT
 }
 
 
-def module_kind(
-    model: nn.Module, config: Any, path: Path, input_names: Collection[str]
-) -> type[HuggingFaceModule]:
-    """The wrapper for a model. input_names: what the user's data holds, empty without any: an
+def inputs_of(model: nn.Module, config: Any, path: Path, given: Collection[str]) -> tuple[str, ...]:
+    """The inputs of a model, in order. given: what the user's data holds, empty without any: an
     optional input that is not among them is left out. Raises InputError for another main input."""
     main = getattr(model, "main_input_name", "input_ids")
-    if main not in _KINDS:
+    if main not in _INPUTS:
         raise InputError(
             f"{type(model).__name__} takes {main}, for which there are no example inputs",
             where=str(path),
             fix=OWN_WAY,
         )
-    plain, with_decoder = _KINDS[main]
+    names = _INPUTS[main]
     if getattr(config, "is_encoder_decoder", False):
-        return with_decoder
-    if plain is not TextModule:
-        return plain
+        return (*names, DECODER)
+    if names is not TEXT:
+        return names
     takes = inspect.signature(model.forward).parameters
     if "pixel_values" in takes and hasattr(model, "logit_scale"):
-        return ImageAndTextModule
-    wants_segments = not input_names or "token_type_ids" in input_names
+        return TEXT_AND_IMAGE
+    wants_segments = not given or "token_type_ids" in given
     if "token_type_ids" in takes and wants_segments and getattr(config, "type_vocab_size", 0) > 1:
-        return SegmentedTextModule
-    return plain
+        return SEGMENTED_TEXT
+    return names
 
 
-def input_specs(kind: type[HuggingFaceModule], config: Any, notes: list[str]) -> list[InputSpec]:
+def input_specs(names: Sequence[str], config: Any, notes: list[str]) -> list[InputSpec]:
     """What config says about the inputs; what it does not say is assumed and noted."""
-    return [_spec(name, config, notes) for name in kind.inputs]
+    return [_spec(name, config, notes) for name in names]
 
 
 def _spec(name: str, config: Any, notes: list[str]) -> InputSpec:
@@ -180,7 +106,7 @@ def _spec(name: str, config: Any, notes: list[str]) -> InputSpec:
         return InputSpec(name, _audio(config))
     if name == "input_features":
         return InputSpec(name, _spectrum(config))
-    decodes = name.startswith("decoder")
+    decodes = name == DECODER
     vocabulary = _text_part(config, decodes).vocab_size
     axis = "decoder_sequence" if decodes else "sequence"
     return InputSpec(name, ("batch", axis), "int64", high=vocabulary)

@@ -20,7 +20,14 @@ from torch import nn
 from bitnet_export.errors import InputError, MissingRequirement
 from bitnet_export.load.experts import split_experts
 from bitnet_export.load.hf_bitnet import fold_bitnet_layers
-from bitnet_export.load.hf_inputs import input_specs, longest, module_kind, output_names
+from bitnet_export.load.hf_inputs import (
+    HuggingFaceModule,
+    input_specs,
+    inputs_of,
+    longest,
+    output_names,
+    wrapper_class,
+)
 from bitnet_export.load.inputs import axis_sizes, make_inputs
 from bitnet_export.load.model import LoadedModel
 
@@ -64,10 +71,10 @@ def wrap(
             fix="the architecture in config.json is not the one that was saved; write it again "
             "with save_pretrained",
         )
-    kind = module_kind(model, config, path, input_names)
-    wrapper = kind(model)
+    names = inputs_of(model, config, path, input_names)
+    wrapper = wrapper_class(HuggingFaceModule, names)(model)
     notes = [f"left out {dropped}: the checkpoint has no weights for it"] if dropped else []
-    specs = input_specs(kind, config, notes)
+    specs = input_specs(names, config, notes)
     limit = longest(config)
     inputs = make_inputs(specs, limit=limit)
     wrapper.output_names = output_names(model, inputs, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, UsageError
-from bitnet_export.load.hf_inputs import longest
+from bitnet_export.load.hf_inputs import longest, wrapper_class
 from bitnet_export.load.model import LoadedModel
 
 FLAG = "--kv-cache"
@@ -90,7 +90,7 @@ def with_kv_cache(loaded: LoadedModel) -> LoadedModel:
         IDS: torch.randint(vocabulary, (EXAMPLE_BATCH, EXAMPLE_NEW), generator=generator),
         MASK: torch.ones(EXAMPLE_BATCH, EXAMPLE_PAST + EXAMPLE_NEW, dtype=torch.int64),
     } | dict(zip(names, cache, strict=True))
-    decoder = _module_class(tuple(inputs))(model, layers).eval()
+    decoder = wrapper_class(CachedDecoder, tuple(inputs))(model, layers).eval()
     _check_answers(decoder, inputs, loaded)
     loaded.module = decoder
     loaded.example_inputs = inputs
@@ -192,18 +192,3 @@ def _example_cache(model: nn.Module, loaded: LoadedModel) -> list[torch.Tensor]:
             fix=f"leave {FLAG} out",
         )
     return [t.contiguous() for t in plain]
-
-
-def _module_class(names: Sequence[str]) -> type[CachedDecoder]:
-    """CachedDecoder with a forward whose arguments are ``names``: torch.export, torch.onnx and
-    whoever calls the module by position read them from the signature."""
-
-    def forward(self: CachedDecoder, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
-        return self.run(dict(zip(names, args, strict=False)) | kwargs)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    described: Callable[..., Any] = forward
-    described.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind) for name in ("self", *names)]
-    )
-    return type("CachedDecoder", (CachedDecoder,), {"forward": described})

@@ -59,6 +59,15 @@ def job_for(directory, model, *, target="trt-rtx", inputs=None, progress=None, *
     )
 
 
+def digits():
+    """An MLP for 8 x 8 digits, wide enough for whole blocks of 128."""
+    import torch
+    from torch import nn
+
+    layers = [nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
+    return nn.Sequential(*layers).eval(), {"input": torch.randn(4, 64)}, {"input": {0: "batch"}}
+
+
 def lowered_for_rtx(case, **kwargs):
     """x float16 -> one lowered TernaryMatMul -> y."""
     from bitnet_export.passes.lower_rtx import at_rtx_opset, lower_rtx

@@ -310,33 +310,14 @@ def bench(
     )
 
 
-# --- opening again, judging, writing --------------------------------------------------------
-
-
-def previous_report(subject: Subject) -> Report:
-    """The report of the export, to be brought up to date."""
-    from dataclasses import replace
-
-    from bitnet_export import env
-    from bitnet_export.report.json_io import load_report
-    from bitnet_export.report.schema import Environment
-
-    report = load_report(subject.directory / "report.json")
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return replace(
-        report, created=now, command=command_line(), environment=Environment(**env.describe())
-    )
+# --- judging, writing -----------------------------------------------------------------------
 
 
 def judge(report: Report, gates: GateOptions, *, parity: bool) -> Report:
-    """The report with its gates evaluated; limits of an earlier run stay where none is given."""
-    from dataclasses import replace
-
+    """The report with its gates evaluated, by the limits of this run and no others."""
     from bitnet_export.report import gates as judging
 
-    earlier = {row.name: row.limit for row in report.gates if hasattr(gates, row.name)}
-    kept = {name: limit for name, limit in earlier.items() if getattr(gates, name) is None}
-    return judging.judge(report, replace(gates, **kept), parity=parity)
+    return judging.judge(report, gates, parity=parity)
 
 
 def write(report: Report, directory: Path) -> None:

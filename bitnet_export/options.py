@@ -94,8 +94,8 @@ class TernaryOptions:
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What must hold for the verdict "pass". None: not gated (parity always is); verify and
-    bench of a directory then keep the limits it was exported with.
+    """What must hold for the verdict "pass". None: not gated (parity always is), whatever limits
+    an earlier run of the same directory was given.
 
     min_speedup and min_compression are ratios over full precision (2.0 = twice), max_quality_loss
     is a fraction (0.05 = 5 %), atol replaces the stated tolerance of every parity pair.

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bitnet_export import assess, compress, manifest, onnx_io, shapes
+from bitnet_export import assess, compress, manifest, onnx_io, reopened, shapes
 from bitnet_export.errors import InputError, MissingRequirement, UsageError
 from bitnet_export.export_run import ExportRun, drop_intermediate
 from bitnet_export.opening import load_model, pick_recipe, reference_onnx
@@ -138,7 +138,7 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
         load_metric(options.metric)
     with stage("load", str(options.directory)):
         subject = open_directory(options)
-    report = assess.previous_report(subject)
+    report = reopened.previous_report(subject, stage.progress)
     with stage("verify"):
         report.parity, report.warnings = [], []
         sizes = shapes_of(subject)
@@ -153,7 +153,7 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
         assess.measure_quality(report, subject, options.metric, data, reference)
     assess.measure_sizes(report, subject)
     report.stages = list(stage.rows)
-    report = assess.judge(report, options.gates, parity=True)
+    report = reopened.judge_again(report, options.gates, stage.progress, parity=True)
     assess.write(report, options.directory)
     return report
 
@@ -169,7 +169,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report
     stage = Stages(progress or SilentProgress())
     with stage("load", str(options.directory)):
         subject = open_directory(options)
-    report = assess.previous_report(subject)
+    report = reopened.previous_report(subject, stage.progress)
     with stage("bench"):
         report.speed = []
         for threads in options.threads or (None,):
@@ -187,6 +187,6 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report
         stage.progress.note(advice)
     assess.measure_sizes(report, subject)
     report.stages = list(stage.rows)
-    report = assess.judge(report, options.gates, parity=False)
+    report = reopened.judge_again(report, options.gates, stage.progress, parity=False)
     assess.write(report, options.directory)
     return report

@@ -58,6 +58,24 @@ def evaluate(report: Report, limits: Limits, *, parity: bool = True) -> list[Gat
     return gates
 
 
+def left_out(report: Report, limits: Limits) -> list[tuple[GateRow, str]]:
+    """The limits that ``report`` was judged by and ``limits`` does not have, with a line on each.
+
+    A run is judged by its own limits alone: the command line in a CI job then says all that its
+    exit code stands for, and limits given once never reach into later runs.
+    """
+    rows = [row for row in report.gates if getattr(limits, row.name, 0) is None]
+    return [(row, _left_out_text(row)) for row in rows]
+
+
+def _left_out_text(row: GateRow) -> str:
+    limit = row.limit or 0.0
+    shown = f"{100 * limit:.4g}%" if row.name.startswith("max") else f"{limit:.4g}x"
+    option = f"--{row.name.replace('_', '-')} {shown}"
+    verdict = "passed" if row.passed else "failed"
+    return f"not judged: {option}, which the run before {verdict}; give it again to have it judged"
+
+
 def _parity_gate(rows: list[ParityRow]) -> GateRow:
     failed = [row for row in rows if not row.passed]
     passed = bool(rows) and not failed

@@ -1,6 +1,7 @@
 """Every command as a process, on a small model: what it prints, writes and returns."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,10 +61,24 @@ def test_failed_gate(mlp_file, tmp_path):
     assert done.returncode == EXIT_GATE_FAILED, done.stderr
     assert "FAILED min_compression" in done.stdout
     assert (tmp_path / "o/report.html").is_file()  # what was measured is kept
-    again = run("bench", tmp_path / "o", "--samples", 5, "--threads", 1)
-    assert again.returncode == EXIT_GATE_FAILED, again.stderr  # the export's limit still holds
-    looser = run("bench", tmp_path / "o", "--samples", 5, "--threads", 1, "--min-compression", "1x")
-    assert looser.returncode == 0, looser.stderr
+
+
+def test_a_run_is_judged_by_its_own_limits(exported, tmp_path):
+    """Not by those of runs before it: a CI job's command line says all that can fail it."""
+    directory = shutil.copytree(exported[1], tmp_path / "o")
+    strict = run("verify", directory, "--min-compression", "1000x", "--max-quality-loss", "90%")
+    assert strict.returncode == EXIT_GATE_FAILED, strict.stderr
+    plain = run("verify", directory)
+    assert plain.returncode == 0, plain.stdout
+    assert "warning: not judged: --min-compression 1000x, which the run before fail" in plain.stderr
+    assert "not judged: --max-quality-loss 90%, which the run before passed" in plain.stderr
+    report = json.loads((directory / "report.json").read_text())
+    assert [gate["name"] for gate in report["gates"]] == ["finite", "parity"]
+    assert any("--min-compression 1000x" in text for text in report["warnings"])
+    bench = run("bench", directory, "--samples", 5, "--threads", 1)
+    assert bench.returncode == 0, bench.stdout
+    assert "not judged" not in bench.stderr
+    assert run("report", directory).returncode == 0
 
 
 def test_target_trt_says_what_is_missing(mlp_file, tmp_path):
@@ -228,7 +243,6 @@ def test_inspect_ours(exported):
 
 
 def test_force_replaces_and_refuses(exported, mlp_file, tmp_path):
-    import shutil
 
     directory = tmp_path / "o"
     shutil.copytree(exported[1], directory)

@@ -75,7 +75,7 @@ TRAINING, SCALE, DATA = "Training", "Memory and processes", "Data"
     group=TRAINING,
     type=shared.FILE,
     metavar="DIR",
-    help="Keep a checkpoint at every evaluation.",
+    help="Keep a checkpoint at every evaluation; without --resume, of a new run.",
 )
 @option(
     "--resume",
@@ -171,6 +171,10 @@ def command(**values: Any) -> None:
         from bitnet_export.finetune_run import run_finetune
 
         written = run_finetune(run, progress)
+    except KeyboardInterrupt:
+        if run.checkpoint_dir is not None and any(run.checkpoint_dir.glob("step-*.pt")):
+            progress.note(f"--resume goes on from the newest checkpoint in {run.checkpoint_dir}")
+        raise
     finally:
         progress.close()
     if not leads:

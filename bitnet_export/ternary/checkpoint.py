@@ -16,7 +16,7 @@ import torch
 from bitnet_export.errors import InputError, UsageError
 
 KEPT = 2
-_FORMAT = 2
+_FORMAT = 3
 
 
 def save(directory: Path, state: dict[str, Any]) -> Path:
@@ -34,6 +34,18 @@ def save(directory: Path, state: dict[str, Any]) -> Path:
     return path
 
 
+def check_new(directory: Path) -> None:
+    """Raise UsageError where an earlier run left checkpoints: the newest by number are kept, so
+    those of a new run would go first, and resuming would go on with the earlier one."""
+    found = _found(directory)
+    if found:
+        raise UsageError(
+            f"it holds checkpoints of an earlier run ({found[-1].name})",
+            where=str(directory),
+            fix="go on with that run (resume), delete them, or choose another directory",
+        )
+
+
 def load_newest(directory: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The newest checkpoint. Raises UsageError if there is none or if it is of a run with other
     settings than fingerprint, InputError if it cannot be read."""
@@ -42,7 +54,7 @@ def load_newest(directory: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(
             "there is no checkpoint to resume from",
             where=str(directory),
-            fix="start without resume; checkpoints are written every checkpoint_every steps",
+            fix="start without resume; checkpoints are written at evaluations (eval_every)",
         )
     path = found[-1]
     try:
@@ -60,11 +72,13 @@ def load_newest(directory: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
             fix="finish the run with that version, or start again in another directory",
         )
     before = state.get("fingerprint", {})
-    changed = [name for name, value in fingerprint.items() if before.get(name) != value]
+    names = [*fingerprint, *(name for name in before if name not in fingerprint)]
+    changed = [name for name in names if before.get(name) != fingerprint.get(name)]
     if changed:
         name = changed[0]
         raise UsageError(
-            f"it was written with {name}={before.get(name)!r}, this run has {fingerprint[name]!r}",
+            f"it was written with {name}={before.get(name)!r}, "
+            f"this run has {fingerprint.get(name)!r}",
             where=str(path),
             fix="use the same settings, or another checkpoint directory",
         )

@@ -11,7 +11,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,8 @@ def finetune(
     """
     config = config or FinetuneConfig()
     _check_student(student)
+    if config.checkpoint_dir and not config.resume:
+        checkpoint.check_new(config.checkpoint_dir)
     if teacher is None:
         from bitnet_export.ternary.swap import to_linear
 
@@ -137,8 +138,8 @@ class _Run:
     def train(self, progress: Report | None) -> FinetuneResult:
         """All steps, from the checkpoint on if resuming; ends with the best weights."""
         config, result = self.config, self.result
+        self.started = time.perf_counter()
         first = self._resume() if config.resume else 0
-        started = time.perf_counter()
         if not first:
             self._evaluate(0)
         begun = time.perf_counter()
@@ -163,7 +164,7 @@ class _Run:
             self.best.restore()
         if self.model is not self.student:
             run_state.copy_into(self.student, self.model, self.group.leads)
-        result.seconds = time.perf_counter() - started
+        result.seconds = self._seconds()
         return result
 
     def _step(self, step: int) -> dict[str, float]:
@@ -210,14 +211,10 @@ class _Run:
         return 0 < self.config.patience <= len(rows) - 1 - best
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a resumed run to continue the same one."""
-        left_out = {"checkpoint_dir", "checkpoint_every", "resume", "eval_every", "patience"}
-        # How the work is shared out changes nothing but rounding.
-        left_out |= {"parallel", "accumulate", "recompute"}
-        left_out |= {"teacher_cache_mb"}  # only whether there is one decides what batches are
-        settings = {k: v for k, v in asdict(self.config).items() if k not in left_out}
-        settings |= {"teacher_cache": self.batches.fixed, "bf16": self.result.bf16}
-        return {**settings, "samples": len(self.batches.samples)}
+        result, batches = self.result, self.batches
+        found: dict[str, Any] = {"bf16": result.bf16, "teacher_cache": batches.fixed}
+        found["samples"] = len(batches.samples)
+        return run_state.fingerprint(self.student, self.config, found)
 
     def _save(self, directory: Path, step: int) -> None:
         here = self.group.leads
@@ -228,6 +225,7 @@ class _Run:
             "best": self.best.take(step, here),
             "history": self.result.history,
             "evaluations": self.result.evaluations,
+            "seconds": self._seconds(),
             "fingerprint": self._fingerprint(),
         }
         if here:
@@ -242,7 +240,12 @@ class _Run:
         self.best.put(state["best"])
         self.result.history = state["history"]
         self.result.evaluations = state["evaluations"]
+        self.started -= state["seconds"]
         return int(state["step"])
+
+    def _seconds(self) -> float:
+        """Time the run has taken, before it was interrupted included."""
+        return time.perf_counter() - self.started
 
 
 @contextmanager

@@ -39,6 +39,15 @@ class QuantizerSpec:
         """Whether the scale is a parameter (alpha) of the layer."""
         return self.quantizer in ("threshold", "lsq")
 
+    @property
+    def text(self) -> str:
+        """All of it in words: "twn, group 64, A8"."""
+        threshold = f" {self.threshold:g}" if self.quantizer == "threshold" else ""
+        group = f" {self.group_size}" if self.granularity == "group" else ""
+        exact = ", exact" if self.exact else ""
+        bits = self.activation_bits
+        return f"{self.quantizer}{threshold}, {self.granularity}{group}, A{bits}{exact}"
+
     def rows(self, weight: Tensor) -> Tensor:
         """weight [N, K] -> float32 view [R, C], one row per scale."""
         w = weight.float()
@@ -198,7 +207,7 @@ def ternarize_weight(
         raise InputError(f"weights must be [N, K] with N, K >= 1, got shape {list(array.shape)}")
     if not np.isfinite(array).all():
         raise InputError("the weights hold NaN or Inf", fix="check the checkpoint")
-    w = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    w = torch.from_numpy(np.require(array, np.float32, ["C", "W"]))  # W: torch wants it writable
     spec, _ = spec_for(w, config or TernaryConfig())
     trits, scale = ternarize(w, spec, initial_alpha(w, spec))
     return trits.numpy().astype(np.int8), scale.numpy()

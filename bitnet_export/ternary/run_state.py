@@ -1,4 +1,4 @@
-"""What a run consists of besides its settings: taking it down whole, and putting it back.
+"""What a run consists of: taking it down whole, putting it back, and what tells one from another.
 
 Weights and optimizer state as plain CPU tensors by name, whatever they are spread over, so that
 one process can go on where two stopped and the other way round. Files are checkpoint.py's.
@@ -7,11 +7,14 @@ one process can go on where two stopped and the other way round. Files are check
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitnet_export.ternary.finetune_config import FinetuneConfig
+from bitnet_export.ternary.layers import BitLayer
 from bitnet_export.ternary.parallel import put, whole
 
 State = dict[str, Any]
@@ -20,6 +23,21 @@ State = dict[str, Any]
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name, each once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Settings that may be others when a run is resumed: where and how often it looks and writes, and
+# how the work is shared out, which changes nothing but rounding.
+_FREE = {"checkpoint_dir", "checkpoint_every", "resume", "eval_every", "patience"}
+_FREE |= {"parallel", "accumulate", "recompute"}
+_FREE |= {"teacher_cache_mb"}  # only whether there is one decides what batches are
+
+
+def fingerprint(student: nn.Module, config: FinetuneConfig, found: State) -> State:
+    """What must be equal for a resumed run to continue the same one: settings, what the run found
+    out by itself, and how each layer is made ternary."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    layers = {path: m.spec for path, m in student.named_modules() if isinstance(m, BitLayer)}
+    return settings | found | {f"layer {path}": spec.text for path, spec in layers.items()}
 
 
 def gather(tensors: Mapping[str, Tensor], here: bool) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitnet_export.errors import InputError, StageError, UsageError
-from bitnet_export.ternary import FinetuneConfig, convert, finetune, prepare
+from bitnet_export.ternary import FinetuneConfig, TernaryConfig, convert, finetune, prepare
 from bitnet_export.ternary.data import Batches, as_samples, split
 
 
@@ -19,10 +19,10 @@ def _classifier():
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 5)).eval()
 
 
-def _pair(build=_classifier):
+def _pair(build=_classifier, config=None):
     teacher = build()
     student = copy.deepcopy(teacher)
-    prepare(student)
+    prepare(student, config)
     return student, teacher
 
 
@@ -97,11 +97,13 @@ def test_resumed_run_repeats_the_uninterrupted_one_exactly(tmp_path, cache):
     with pytest.raises(KeyboardInterrupt):
         finetune(cut, teacher, _data(), config(**kept), progress=interrupt)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000010.pt", "step-0000020.pt"]
+    before = torch.load(tmp_path / "step-0000020.pt", weights_only=True)["seconds"]
     again, _ = _pair(build)
     torch.manual_seed(123)  # the caller's random state must not matter
     resumed = finetune(again, teacher, _data(), config(**kept, resume=True))
     assert resumed.history == expected.history
     assert resumed.evaluations == expected.evaluations
+    assert resumed.seconds > before > 0  # of the whole run
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
 
@@ -119,6 +121,13 @@ def test_resume_refuses_another_runs_checkpoint_and_an_empty_directory(tmp_path)
     config = FinetuneConfig(steps=5, teacher_cache_mb=64, resume=True, **kept)
     with pytest.raises(UsageError, match="teacher_cache=False"):
         finetune(student, teacher, _data(), config)
+    grouped, _ = _pair(config=TernaryConfig(granularity="group", group_size=32))
+    config = FinetuneConfig(steps=5, resume=True, **kept)
+    with pytest.raises(UsageError, match=r"layer 0='twn, channel, A8', .* 'twn, group 32, A8'"):
+        finetune(grouped, teacher, _data(), config)
+    fewer, _ = _pair(config=TernaryConfig(exclude=("0",)))
+    with pytest.raises(UsageError, match="layer 0='twn, channel, A8', this run has None"):
+        finetune(fewer, teacher, _data(), config)
     newest = next(tmp_path.iterdir())
     torch.save({"step": 5, "student": {}}, newest)
     with pytest.raises(UsageError, match="another version"):
@@ -126,6 +135,15 @@ def test_resume_refuses_another_runs_checkpoint_and_an_empty_directory(tmp_path)
     newest.write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be read"):
         finetune(student, teacher, _data(), FinetuneConfig(steps=5, resume=True, **kept))
+
+
+def test_a_new_run_does_not_mix_its_checkpoints_with_an_earlier_ones(tmp_path):
+    """The newest by number are kept: the later steps of the earlier run would be."""
+    student, teacher = _pair()
+    finetune(student, teacher, _data(), FinetuneConfig(steps=5, checkpoint_dir=tmp_path))
+    with pytest.raises(UsageError, match=r"earlier run \(step-0000005.pt\)"):
+        finetune(student, teacher, _data(), FinetuneConfig(steps=2, checkpoint_dir=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000005.pt"]
 
 
 def test_nan_stops_with_the_step_and_the_remedy():

@@ -4,8 +4,10 @@
 // Each kernels_*.cpp includes this with its own `Isa`, compiled with its own flags. Everything has
 // internal linkage and uses no standard-library template, for the reason half.h gives.
 //
-// Isa gives: kRows (most rows of one tile), kChunkSteps (most steps of one call of a tile),
-// kGemvSteps (the same for gemv), gemv, first_tile and next_tile, float_tile, store_half.
+// Isa gives: kRows (most rows of one tile), kEvenTiles (8 rows in tiles of 6 are 4 + 4, else
+// 6 + 2), kTilePanels (most panels of one tile: 1 or 2),
+// kChunkSteps (most steps of one call of a tile), kGemvSteps (the same for gemv); products<First>
+// and gemv, for every number of panels, float_tile, store_half.
 #ifndef BITNET_CPU_BLOCKING_H_
 #define BITNET_CPU_BLOCKING_H_
 
@@ -18,6 +20,17 @@ namespace {
 
 // Rows that share one unpacking of a chunk: 32 x 256 bytes of activations stay in the L1 cache.
 constexpr int64_t kRowBlock = 32;
+
+// The codes of a tile: as many steps of P panels, which lie `bytes` apart.
+template <int P>
+struct Packed {
+  const uint8_t* first;
+  int64_t bytes;
+  BITNET_CPU_INLINE const uint8_t* panel(int i) const { return first + i * bytes; }
+};
+
+// Sums of a tile's panel i begin here: sums are [panels, kRowBlock, 16].
+constexpr int64_t kPanelSums = kRowBlock * kPanel;
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -97,57 +110,78 @@ inline void finish_groups(const bitnet_cpu_weights& w, const Workspace& ws, int6
   }
 }
 
-// sums [row_end - row_begin, 16] += the products of steps [begin, end) of panel p.
-template <class Isa>
+// sums [P, kRowBlock, 16] += the products of rows [row_begin, row_end) with steps [begin, end) of
+// the P panels from p on.
+template <class Isa, int P>
 inline void add_products(const bitnet_cpu_weights& w, const Workspace& ws, int64_t row_begin,
                          int64_t row_end, int64_t p, int64_t begin, int64_t end,
                          uint8_t* unpacked, int32_t* sums) {
   const uint8_t* x = ws.x + row_begin * ws.row_bytes;
-  const uint8_t* codes = w.panel(p);
+  const auto codes = [&](int64_t t) {
+    return Packed<P>{w.panel(p) + t * kStepBytes, w.steps() * kStepBytes};
+  };
   if (row_end - row_begin == 1) {
     for_each_piece(begin, end, Isa::kGemvSteps, [&](int64_t t0, int64_t t1) {
-      Isa::gemv(x + t0 * kStep, codes + t0 * kStepBytes, t1 - t0, sums);
+      Isa::gemv(x + t0 * kStep, codes(t0), t1 - t0, sums);
     });
     return;
   }
   for_each_piece(begin, end, Isa::kChunkSteps, [&](int64_t t0, int64_t t1) {
-    for_each_piece(0, row_end - row_begin, Isa::kRows, [&](int64_t r0, int64_t r1) {
+    const auto tile = [&](int64_t r0, int64_t r1) {
       const uint8_t* rows = x + r0 * ws.row_bytes + t0 * kStep;
       if (r0 == 0)
-        Isa::first_tile(int(r1 - r0), rows, ws.row_bytes, codes + t0 * kStepBytes, t1 - t0,
-                        unpacked, sums);
+        Isa::template products<true>(int(r1 - r0), rows, ws.row_bytes, codes(t0), t1 - t0,
+                                     unpacked, sums);
       else
-        Isa::next_tile(int(r1 - r0), rows, ws.row_bytes, unpacked, t1 - t0, sums + r0 * kPanel);
-    });
+        Isa::template products<false>(int(r1 - r0), rows, ws.row_bytes, codes(t0), t1 - t0,
+                                      unpacked, sums + r0 * kPanel);
+    };
+    const int64_t rows = row_end - row_begin;
+    if (Isa::kEvenTiles) return for_each_piece(0, rows, Isa::kRows, tile);
+    for (int64_t r = 0; r < rows; r += Isa::kRows) tile(r, min64(r + Isa::kRows, rows));
   });
+}
+
+// Y's rows [r0, r1) of the P panels from p on.
+template <class Isa, int P>
+inline void multiply_panels(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile,
+                            int64_t r0, int64_t r1, int64_t p, uint8_t* unpacked) {
+  alignas(64) int32_t sums[P * kPanelSums];
+  alignas(64) float values[P * kPanelSums];
+  const int64_t rows = r1 - r0;
+  for (int i = 0; i < P && rows > 1; ++i) prefetch_panel(w, tile, r0, rows, p + i);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    for (int i = 0; i < P; ++i)
+      memset(sums + i * kPanelSums, 0, size_t(rows * kPanel) * sizeof(int32_t));
+    add_products<Isa, P>(w, ws, r0, r1, p, g * w.group_steps, (g + 1) * w.group_steps, unpacked,
+                         sums);
+    for (int i = 0; i < P && w.groups > 1; ++i)
+      add_group(w, ws, r0, rows, p + i, g, sums + i * kPanelSums, values + i * kPanelSums);
+  }
+  for (int i = 0; i < P; ++i) {
+    float* panel_values = values + i * kPanelSums;
+    if (w.groups > 1) {
+      finish_groups(w, ws, r0, rows, p + i, panel_values);
+    } else if (!tile.half && (p + i + 1) * kPanel <= w.N) {  // straight into Y
+      float* y = static_cast<float*>(tile.y) + r0 * w.N + (p + i) * kPanel;
+      finish(w, ws, r0, rows, p + i, sums + i * kPanelSums, y, w.N);
+      continue;
+    } else {
+      finish(w, ws, r0, rows, p + i, sums + i * kPanelSums, panel_values, kPanel);
+    }
+    store_panel<Isa>(w, tile, r0, rows, p + i, panel_values);
+  }
 }
 
 template <class Isa>
 void multiply_int8(const bitnet_cpu_weights& w, const Workspace& ws, const Tile& tile) {
-  alignas(64) uint8_t unpacked[Isa::kChunkSteps * kStepBytes * 4];
-  alignas(64) int32_t sums[kRowBlock * kPanel];
-  alignas(64) float values[kRowBlock * kPanel];
+  alignas(64) uint8_t unpacked[Isa::kTilePanels * Isa::kChunkSteps * kStepBytes * 4];
   for_each_piece(tile.row_begin, tile.row_end, kRowBlock, [&](int64_t r0, int64_t r1) {
-    const int64_t rows = r1 - r0;
-    for (int64_t p = tile.panel_begin; p < tile.panel_end; ++p) {
-      if (rows > 1) prefetch_panel(w, tile, r0, rows, p);
-      for (int64_t g = 0; g < w.groups; ++g) {
-        memset(sums, 0, size_t(rows * kPanel) * sizeof(int32_t));
-        add_products<Isa>(w, ws, r0, r1, p, g * w.group_steps, (g + 1) * w.group_steps,
-                          unpacked, sums);
-        if (w.groups > 1) add_group(w, ws, r0, rows, p, g, sums, values);
-      }
-      if (w.groups == 1 && !tile.half && (p + 1) * kPanel <= w.N) {  // straight into Y
-        float* y = static_cast<float*>(tile.y) + r0 * w.N + p * kPanel;
-        finish(w, ws, r0, rows, p, sums, y, w.N);
-        continue;
-      }
-      if (w.groups == 1)
-        finish(w, ws, r0, rows, p, sums, values, kPanel);
-      else
-        finish_groups(w, ws, r0, rows, p, values);
-      store_panel<Isa>(w, tile, r0, rows, p, values);
-    }
+    int64_t p = tile.panel_begin;
+    for (; p + Isa::kTilePanels <= tile.panel_end; p += Isa::kTilePanels)
+      multiply_panels<Isa, Isa::kTilePanels>(w, ws, tile, r0, r1, p, unpacked);
+    if constexpr (Isa::kTilePanels == 2)  // an odd one is left
+      if (p < tile.panel_end) multiply_panels<Isa, 1>(w, ws, tile, r0, r1, p, unpacked);
   });
 }
 

@@ -12,6 +12,10 @@ namespace {
 constexpr int64_t kPairs = 32767 / (2 * 2 * 127);  // that an int16 holds
 
 struct Maddubs {
+  static constexpr int kRows = 4;
+  static constexpr bool kFused = true;
+  static constexpr bool kEvenTiles = true;
+  static constexpr int chains(int) { return 1; }  // the addition takes one cycle
   static __m256i dot(__m256i sum, __m256i codes, __m256i x) {
     return pinned(_mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x)));
   }
@@ -36,7 +40,8 @@ struct Isa : Isa256<Maddubs> {
   static_assert(kHalf * 2 * 4 <= kPairs, "sum4 fits an int16");
 
   // sums [16] += x [16 * steps] . codes.
-  static void gemv(const uint8_t* x, const uint8_t* packed, int64_t steps, int32_t* sums) {
+  static void gemv(const uint8_t* x, Packed<1> weights, int64_t steps, int32_t* sums) {
+    const uint8_t* packed = weights.first;
     __m256i wide0 = load256(sums), wide1 = load256(sums + 8);
     while (steps > 0) {
       __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};

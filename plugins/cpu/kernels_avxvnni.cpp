@@ -6,9 +6,19 @@
 namespace bitnet_cpu {
 namespace {
 
+// Two products a cycle, each 5 cycles: ten sums at least keep them from waiting for each other.
 struct Vpdpbusd {
+  static constexpr int kRows = 6;
+  static constexpr bool kFused = false;
+  static constexpr bool kEvenTiles = false;  // the tile of 6 wastes nothing, that of 4 does
+  static constexpr int chains(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
   static __m256i dot(__m256i sum, __m256i codes, __m256i x) {
-    return pinned(_mm256_dpbusd_avx_epi32(sum, codes, x));
+#if defined(BITNET_CPU_EMULATED)
+    return _mm256_dpbusd_avx_epi32(sum, codes, x);
+#else
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+    return sum;
+#endif
   }
   static __m256i widen(__m256i sum) { return sum; }
 };
@@ -35,7 +45,8 @@ struct Isa : Isa256<Vpdpbusd> {
   static_assert(kGemvSteps * 2 * 4 * (2 * 127) * 4 < (int64_t{1} << 31), "sums fit an int32");
 
   // sums [16] += x [16 * steps] . codes.
-  static void gemv(const uint8_t* x, const uint8_t* packed, int64_t steps, int32_t* sums) {
+  static void gemv(const uint8_t* x, Packed<1> weights, int64_t steps, int32_t* sums) {
+    const uint8_t* packed = weights.first;
     const __m256i zero = _mm256_setzero_si256();
     __m256i low[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
     for (int64_t t = 0; t < steps; ++t, x += kStep, packed += kStepBytes) {

@@ -87,30 +87,43 @@ void to_float(const bitnet_cpu_weights& w, const Workspace& ws, const void* x, b
 
 // ---- products ----
 
+// sum + the products of 16 codes with lane J of x, four inputs. In assembly, for gcc would
+// reorder the sums, copy and spill them.
+template <int J>
+inline __attribute__((always_inline)) int32x4_t dot(int32x4_t sum, uint8x16_t codes, int8x16_t x) {
+  __asm__("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(codes), "w"(x), "i"(J));
+  return sum;
+}
+
+// unpacked [steps, 4, 64]: the codes of every step, a byte each. Before the first tile, for on its
+// way there are not enough registers.
+inline void unpack(const uint8_t* packed, int64_t steps, uint8_t* unpacked) {
+  const uint8x16_t mask = vdupq_n_u8(3);
+  for (int64_t i = 0; i < kVectors * steps; ++i, packed += 16) {
+    uint8_t* out = unpacked + i / kVectors * 4 * kStepBytes + i % kVectors * 16;
+    const uint8x16_t words = vld1q_u8(packed);
+    vst1q_u8(out, vandq_u8(words, mask));
+    vst1q_u8(out + kStepBytes, vandq_u8(vshrq_n_u8(words, 2), mask));
+    vst1q_u8(out + 2 * kStepBytes, vandq_u8(vshrq_n_u8(words, 4), mask));
+    vst1q_u8(out + 3 * kStepBytes, vshrq_n_u8(words, 6));
+  }
+}
+
 // One quarter of a step for R rows: inputs J, 4 + J, 8 + J, 12 + J.
-template <int R, bool First, int J>
+template <int R, int J>
 inline __attribute__((always_inline)) void quarter_step(const int8x16_t (&x)[R],
-                                                        const uint8_t* packed, uint8_t* unpacked,
+                                                        const uint8_t* unpacked,
                                                         int32x4_t (&sum)[R][kVectors]) {
   for (int v = 0; v < kVectors; ++v) {
-    uint8x16_t codes;
-    if constexpr (First) {
-      codes = vld1q_u8(packed + 16 * v);
-      if constexpr (J > 0) codes = vshrq_n_u8(codes, J ? 2 * J : 1);
-      codes = vandq_u8(codes, vdupq_n_u8(3));
-      vst1q_u8(unpacked + kStepBytes * J + 16 * v, codes);
-    } else {
-      codes = vld1q_u8(unpacked + kStepBytes * J + 16 * v);
-    }
-    for (int r = 0; r < R; ++r)
-      sum[r][v] = vdotq_laneq_s32(sum[r][v], vreinterpretq_s8_u8(codes), x[r], J);
+    const uint8x16_t codes = vld1q_u8(unpacked + kStepBytes * J + 16 * v);
+    for (int r = 0; r < R; ++r) sum[r][v] = dot<J>(sum[r][v], codes, x[r]);
   }
 }
 
 // sums [R, 16] += x [R, 16 * steps] . codes.
-template <int R, bool First>
-inline void tile(const uint8_t* x, int64_t stride, const uint8_t* packed, uint8_t* unpacked,
-                 int64_t steps, int32_t* sums) {
+template <int R>
+inline void tile(const uint8_t* x, int64_t stride, const uint8_t* unpacked, int64_t steps,
+                 int32_t* sums) {
   int32x4_t sum[R][kVectors];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kVectors; ++v) sum[r][v] = vld1q_s32(sums + r * kPanel + 4 * v);
@@ -118,11 +131,10 @@ inline void tile(const uint8_t* x, int64_t stride, const uint8_t* packed, uint8_
   for (int64_t t = 0; t < steps; ++t, x += kStep, unpacked += 4 * kStepBytes) {
     int8x16_t rows[R];
     for (int r = 0; r < R; ++r) rows[r] = vreinterpretq_s8_u8(vld1q_u8(x + r * stride));
-    const uint8_t* words = First ? packed + t * kStepBytes : nullptr;
-    quarter_step<R, First, 0>(rows, words, unpacked, sum);
-    quarter_step<R, First, 1>(rows, words, unpacked, sum);
-    quarter_step<R, First, 2>(rows, words, unpacked, sum);
-    quarter_step<R, First, 3>(rows, words, unpacked, sum);
+    quarter_step<R, 0>(rows, unpacked, sum);
+    quarter_step<R, 1>(rows, unpacked, sum);
+    quarter_step<R, 2>(rows, unpacked, sum);
+    quarter_step<R, 3>(rows, unpacked, sum);
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kVectors; ++v) vst1q_s32(sums + r * kPanel + 4 * v, sum[r][v]);
@@ -158,26 +170,26 @@ inline void float_rows(const uint8_t* x, int64_t stride, const uint8_t* packed, 
 
 struct Isa {
   static constexpr int64_t kRows = 4;
+  static constexpr bool kEvenTiles = true;
+  static constexpr int64_t kTilePanels = 1;
   static constexpr int64_t kChunkSteps = 16;
   static constexpr int64_t kFloatRows = 4;
   static constexpr int64_t kGemvSteps = int64_t{1} << 16;
   static_assert(kGemvSteps * 4 * 2 * 127 * 16 < (int64_t{1} << 31), "gemv's sums fit an int32");
 
   // Codes masked where they are count 4 and 16 times; the last, being signed, is shifted down.
-  static void gemv(const uint8_t* x, const uint8_t* packed, int64_t steps, int32_t* sums) {
+  static void gemv(const uint8_t* x, Packed<1> weights, int64_t steps, int32_t* sums) {
+    const uint8_t* packed = weights.first;
     int32x4_t one[kVectors], four[kVectors], sixteen[kVectors];
     for (int v = 0; v < kVectors; ++v) one[v] = four[v] = sixteen[v] = vdupq_n_s32(0);
     for (int64_t t = 0; t < steps; ++t, x += kStep, packed += kStepBytes) {
       const int8x16_t row = vreinterpretq_s8_u8(vld1q_u8(x));
       for (int v = 0; v < kVectors; ++v) {
         const uint8x16_t words = vld1q_u8(packed + 16 * v);
-        const auto masked = [&](uint8_t mask) {
-          return vreinterpretq_s8_u8(vandq_u8(words, vdupq_n_u8(mask)));
-        };
-        one[v] = vdotq_laneq_s32(one[v], masked(3), row, 0);
-        four[v] = vdotq_laneq_s32(four[v], masked(12), row, 1);
-        sixteen[v] = vdotq_laneq_s32(sixteen[v], masked(48), row, 2);
-        one[v] = vdotq_laneq_s32(one[v], vreinterpretq_s8_u8(vshrq_n_u8(words, 6)), row, 3);
+        one[v] = dot<0>(one[v], vandq_u8(words, vdupq_n_u8(3)), row);
+        four[v] = dot<1>(four[v], vandq_u8(words, vdupq_n_u8(12)), row);
+        sixteen[v] = dot<2>(sixteen[v], vandq_u8(words, vdupq_n_u8(48)), row);
+        one[v] = dot<3>(one[v], vshrq_n_u8(words, 6), row);
       }
     }
     for (int v = 0; v < kVectors; ++v) {
@@ -187,19 +199,14 @@ struct Isa {
     }
   }
 
-  static void first_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
-                         int64_t steps, uint8_t* unpacked, int32_t* sums) {
-    if (rows == 1) return tile<1, true>(x, stride, packed, unpacked, steps, sums);
-    if (rows == 2) return tile<2, true>(x, stride, packed, unpacked, steps, sums);
-    if (rows == 3) return tile<3, true>(x, stride, packed, unpacked, steps, sums);
-    return tile<4, true>(x, stride, packed, unpacked, steps, sums);
-  }
-  static void next_tile(int rows, const uint8_t* x, int64_t stride, uint8_t* unpacked,
-                        int64_t steps, int32_t* sums) {
-    if (rows == 1) return tile<1, false>(x, stride, nullptr, unpacked, steps, sums);
-    if (rows == 2) return tile<2, false>(x, stride, nullptr, unpacked, steps, sums);
-    if (rows == 3) return tile<3, false>(x, stride, nullptr, unpacked, steps, sums);
-    return tile<4, false>(x, stride, nullptr, unpacked, steps, sums);
+  template <bool First>
+  static void products(int rows, const uint8_t* x, int64_t stride, Packed<1> packed,
+                       int64_t steps, uint8_t* unpacked, int32_t* sums) {
+    if (First) unpack(packed.first, steps, unpacked);
+    if (rows == 1) return tile<1>(x, stride, unpacked, steps, sums);
+    if (rows == 2) return tile<2>(x, stride, unpacked, steps, sums);
+    if (rows == 3) return tile<3>(x, stride, unpacked, steps, sums);
+    return tile<4>(x, stride, unpacked, steps, sums);
   }
   static void float_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
                          int64_t steps, float* sums) {

@@ -57,29 +57,28 @@ void to_float(const bitnet_cpu_weights& w, const Workspace& ws, const void* x, b
 
 struct Isa {
   static constexpr int64_t kRows = 4;
+  static constexpr bool kEvenTiles = true;
+  static constexpr int64_t kTilePanels = 1;
   static constexpr int64_t kChunkSteps = 16;
   static constexpr int64_t kGemvSteps = 16;
   static constexpr int64_t kFloatRows = 4;
 
-  static void gemv(const uint8_t* x, const uint8_t* packed, int64_t steps, int32_t* sums) {
+  static void gemv(const uint8_t* x, Packed<1> packed, int64_t steps, int32_t* sums) {
     uint8_t unpacked[kChunkSteps * kStepBytes * 4];
-    first_tile(1, x, 0, packed, steps, unpacked, sums);
+    products<true>(1, x, 0, packed, steps, unpacked, sums);
   }
 
   // unpacked [steps, 4, 16, 4]: quarter j of a step, output, byte.
-  static void first_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
-                         int64_t steps, uint8_t* unpacked, int32_t* sums) {
-    for (int64_t t = 0; t < steps; ++t) {
+  template <bool First>
+  static void products(int rows, const uint8_t* x, int64_t stride, Packed<1> packed,
+                       int64_t steps, uint8_t* unpacked, int32_t* sums) {
+    for (int64_t t = 0; First && t < steps; ++t) {
+      const uint8_t* words = packed.first + t * kStepBytes;
       for (int j = 0; j < 4; ++j) {
         for (int i = 0; i < kStepBytes; ++i)
-          unpacked[(t * 4 + j) * kStepBytes + i] = (packed[t * kStepBytes + i] >> (2 * j)) & 3;
+          unpacked[(t * 4 + j) * kStepBytes + i] = (words[i] >> (2 * j)) & 3;
       }
     }
-    next_tile(rows, x, stride, unpacked, steps, sums);
-  }
-
-  static void next_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* unpacked,
-                        int64_t steps, int32_t* sums) {
     for (int r = 0; r < rows; ++r) {
       const int8_t* row = reinterpret_cast<const int8_t*>(x + r * stride);
       for (int64_t q = 0; q < steps * 4; ++q) {

@@ -2,10 +2,14 @@
 //
 // Dot is the one thing AVX2 and AVX-VNNI do differently: dot(sum, codes, x) adds the products of
 // 32 codes with 32 activations to a register of partial sums, widen(sum) makes 8 int32 of it.
-// A tile of R rows x 16 outputs keeps 2R partial sums in registers; with R = 4 gcc keeps them all there.
+// A tile of R <= kRows rows x 16 outputs keeps 2R partial sums, times chains(R), in registers, in
+// none of which a product waits long for the one before it; kRows is what gcc keeps all there.
+// kFused says whether the first tile of a block of rows can unpack the codes on its way; else
+// they are unpacked before it, for want of registers.
 #ifndef BITNET_CPU_TILE256_H_
 #define BITNET_CPU_TILE256_H_
 
+#include "blocking.h"
 #include "vector256.h"
 
 namespace bitnet_cpu {
@@ -35,18 +39,34 @@ inline __attribute__((always_inline)) void quarter_step(const uint8_t* x, int64_
   }
 }
 
+// unpacked [steps, 4, 64]: the codes of every step, a byte each.
+inline void unpack256(const uint8_t* packed, int64_t steps, uint8_t* unpacked) {
+  for (int64_t i = 0; i < 2 * steps; ++i, packed += 32) {
+    uint8_t* out = unpacked + i / 2 * 4 * kStepBytes + i % 2 * 32;
+    const __m256i words = load256(packed);
+    store256(out, codes<0>(words));
+    store256(out + kStepBytes, codes<1>(words));
+    store256(out + 2 * kStepBytes, codes<2>(words));
+    store256(out + 3 * kStepBytes, codes<3>(words));
+  }
+}
+
 // sums [R, 16] += x [R, 16 * steps] . codes.
 template <class Dot, int R, bool First>
 inline void tile(const uint8_t* x, int64_t stride, const uint8_t* packed, uint8_t* unpacked,
                  int64_t steps, int32_t* sums) {
-  __m256i sum[R][2];
+  constexpr int kChains = Dot::chains(R);
+  __m256i sum[kChains][R][2];
+#pragma GCC unroll 4
+  for (int c = 0; c < kChains; ++c) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int r = 0; r < R; ++r) sum[c][r][0] = sum[c][r][1] = _mm256_setzero_si256();
+  }
   for (int64_t t = 0; t < steps; ++t) {
-    quarter_step<Dot, R, First, 0>(x, stride, packed, unpacked, sum);
-    quarter_step<Dot, R, First, 1>(x, stride, packed, unpacked, sum);
-    quarter_step<Dot, R, First, 2>(x, stride, packed, unpacked, sum);
-    quarter_step<Dot, R, First, 3>(x, stride, packed, unpacked, sum);
+    quarter_step<Dot, R, First, 0>(x, stride, packed, unpacked, sum[0]);
+    quarter_step<Dot, R, First, 1>(x, stride, packed, unpacked, sum[1 % kChains]);
+    quarter_step<Dot, R, First, 2>(x, stride, packed, unpacked, sum[2 % kChains]);
+    quarter_step<Dot, R, First, 3>(x, stride, packed, unpacked, sum[3 % kChains]);
     x += kStep;
     packed += First ? kStepBytes : 0;
     unpacked += 4 * kStepBytes;
@@ -55,21 +75,23 @@ inline void tile(const uint8_t* x, int64_t stride, const uint8_t* packed, uint8_
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < 2; ++v) {
       int32_t* out = sums + r * kPanel + v * 8;
-      store256(out, _mm256_add_epi32(load256(out), Dot::widen(sum[r][v])));
+      __m256i all = load256(out);
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) all = _mm256_add_epi32(all, Dot::widen(sum[c][r][v]));
+      store256(out, all);
     }
   }
 }
 
 // Rows [1, kRows] as a template argument.
-template <class Dot, bool First>
+template <class Dot, bool First, int R = Dot::kRows>
 inline void tile_rows(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
                       uint8_t* unpacked, int64_t steps, int32_t* sums) {
-  switch (rows) {
-    case 1: return tile<Dot, 1, First>(x, stride, packed, unpacked, steps, sums);
-    case 2: return tile<Dot, 2, First>(x, stride, packed, unpacked, steps, sums);
-    case 3: return tile<Dot, 3, First>(x, stride, packed, unpacked, steps, sums);
-    default: return tile<Dot, 4, First>(x, stride, packed, unpacked, steps, sums);
+  if constexpr (R > 1) {
+    if (rows < R)
+      return tile_rows<Dot, First, R - 1>(rows, x, stride, packed, unpacked, steps, sums);
   }
+  tile<Dot, R, First>(x, stride, packed, unpacked, steps, sums);
 }
 
 // One input of 16 in a step, J, for R rows of float activations. The two low bits of a word
@@ -121,21 +143,10 @@ inline void float_rows(const uint8_t* x, int64_t stride, const uint8_t* packed, 
   }
 }
 
-// What an Isa of 256-bit registers has beside its gemv.
-template <class Dot>
-struct Isa256 {
-  static constexpr int64_t kRows = 4;
-  static constexpr int64_t kChunkSteps = 16;
+// What every x86 Isa does in 256-bit registers.
+struct Float256 {
   static constexpr int64_t kFloatRows = 3;
 
-  static void first_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
-                         int64_t steps, uint8_t* unpacked, int32_t* sums) {
-    tile_rows<Dot, true>(rows, x, stride, packed, unpacked, steps, sums);
-  }
-  static void next_tile(int rows, const uint8_t* x, int64_t stride, uint8_t* unpacked,
-                        int64_t steps, int32_t* sums) {
-    tile_rows<Dot, false>(rows, x, stride, nullptr, unpacked, steps, sums);
-  }
   static void float_tile(int rows, const uint8_t* x, int64_t stride, const uint8_t* packed,
                          int64_t steps, float* sums) {
     if (rows == 1) return float_rows<1>(x, stride, packed, steps, sums);
@@ -143,6 +154,22 @@ struct Isa256 {
     return float_rows<3>(x, stride, packed, steps, sums);
   }
   static void store_half(const float* values, uint16_t* half) { store_half16(values, half); }
+};
+
+// What an Isa of 256-bit registers has beside its gemv.
+template <class Dot>
+struct Isa256 : Float256 {
+  static constexpr int64_t kRows = Dot::kRows;
+  static constexpr bool kEvenTiles = Dot::kEvenTiles;
+  static constexpr int64_t kTilePanels = 1;
+  static constexpr int64_t kChunkSteps = 16;
+
+  template <bool First>
+  static void products(int rows, const uint8_t* x, int64_t stride, Packed<1> packed,
+                       int64_t steps, uint8_t* unpacked, int32_t* sums) {
+    if (First && !Dot::kFused) unpack256(packed.first, steps, unpacked);
+    tile_rows<Dot, First && Dot::kFused>(rows, x, stride, packed.first, unpacked, steps, sums);
+  }
 };
 
 }  // namespace

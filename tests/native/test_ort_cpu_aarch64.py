@@ -16,6 +16,10 @@ from bitnet_export.native import BUILD_DIR, read_build_info
 
 from .conftest import REPOSITORY
 
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+from cpu_tools.loops import disassemble, innermost_loops
+
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MISSING = [tool for tool in (COMPILER, EMULATOR, "cmake", "ctest") if shutil.which(tool) is None]
 
@@ -49,3 +53,16 @@ def test_neon() -> None:
     info = read_build_info(tree / "ort" / "libbitnet_ort_cpu.so")
     assert info
     assert info["library"] == "ort_cpu"
+    check_loops(tree / "ort" / "libbitnet_ort_cpu.so")
+
+
+def check_loops(library: Path) -> None:
+    """No vector on the stack in a tile, and more products than loads."""
+    code = disassemble(library, "aarch64-linux-gnu-objdump")
+    tiles = [loop for loop in innermost_loops(code) if loop.count("sdot") >= 16]
+    assert len(tiles) >= 5  # of 1 to 4 rows, and the single row
+    for loop in tiles:
+        assert not loop.vectors_on_the_stack(), hex(loop.address)
+    largest = max(tiles, key=lambda loop: loop.count("sdot"))
+    loads = largest.count("ldr") + 2 * largest.count("ldp")
+    assert loads <= 0.5 * largest.count("sdot")

@@ -10,70 +10,60 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
 import pytest
 
 from bitnet_export.native import BUILD_DIR
 
-from .conftest import Unavailable
+from .conftest import REPOSITORY, Unavailable
 from .test_ort_cpu import library
+
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+import cpu_report
+from cpu_tools.loops import Loop, disassemble, innermost_loops
 
 __all__ = ["library"]
 
-PRODUCTS = {"vpmaddubsw": "avx2", "vpdpbusd": "vnni"}
-_LINE = re.compile(r"\s*([0-9a-f]+):\s+(?:\{vex\} )?(\S+)\s*(.*)")
+# The instruction that multiplies, and its registers.
+PRODUCTS = {
+    "avx2": ("vpmaddubsw", "%ymm"),
+    "avxvnni": ("vpdpbusd", "%ymm"),
+    "avx512vnni": ("vpdpbusd", "%zmm"),
+}
 
 
-@dataclass(frozen=True)
-class Instruction:
-    address: int
-    name: str
-    arguments: str
-
-
-def disassemble(path: Path) -> list[Instruction]:
-    command = ["objdump", "--disassemble", "--no-show-raw-insn", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = (_LINE.match(line) for line in text.splitlines())
-    return [Instruction(int(m[1], 16), m[2], m[3]) for m in found if m]
-
-
-def innermost_loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """Bodies of backward jumps that hold no other backward jump."""
-    place = {instruction.address: i for i, instruction in enumerate(code)}
-    loops: list[list[Instruction]] = []
-    last_jump = -1
-    for i, instruction in enumerate(code):
-        target = re.match(r"([0-9a-f]+)", instruction.arguments)
-        if not (instruction.name.startswith("j") and target):
-            continue
-        start = place.get(int(target[1], 16), i + 1)
-        if start > i:
-            continue
-        if start > last_jump:
-            loops.append(code[start : i + 1])
-        last_jump = i
+def product_loops(library: Path, unavailable: Unavailable) -> dict[str, list[Loop]]:
+    """Each path's loops of 8 products and more."""
+    if shutil.which("objdump") is None:
+        unavailable("there is no objdump: install binutils")
+    found = innermost_loops(disassemble(library))
+    loops = {
+        path: [loop for loop in found if loop.count(*product) >= 8]
+        for path, product in PRODUCTS.items()
+    }
+    if not any(loops.values()):
+        pytest.skip("built for another processor: no x86 loops in it")
     return loops
 
 
 def test_no_spills_in_the_inner_loops(library: Path, unavailable: Unavailable) -> None:
-    if shutil.which("objdump") is None:
-        unavailable("there is no objdump: install binutils")
-    seen = dict.fromkeys(PRODUCTS, 0)
-    for loop in innermost_loops(disassemble(library)):
-        names = [instruction.name for instruction in loop]
-        kind = next((name for name in PRODUCTS if names.count(name) >= 8), None)
-        if kind is None:
-            continue
-        seen[kind] += 1
-        stack = [i for i in loop if re.search(r"%[yz]mm", i.arguments) and "(%rsp)" in i.arguments]
-        assert not stack, f"{kind} loop at {loop[0].address:x} uses the stack: {stack[:4]}"
-    if not any(seen.values()):
-        pytest.skip("built for another processor: no x86 loops in it")
-    # Tiles of 2 to 4 rows, first and next, and the single row.
-    assert all(count >= 7 for count in seen.values()), seen
+    for path, loops in product_loops(library, unavailable).items():
+        for loop in loops:
+            stack = loop.vectors_on_the_stack()
+            assert not stack, f"{path} loop at {loop.address:x} uses the stack: {stack}"
+        assert len(loops) >= 7, (path, len(loops))  # tiles of several rows, and the single row
+
+
+def test_the_largest_tile_shares_what_it_loads(library: Path, unavailable: Unavailable) -> None:
+    """Two products and two loads a cycle: with as many loads, these would decide."""
+    for path, loops in product_loops(library, unavailable).items():
+        largest = max(loops, key=lambda loop: loop.count(*PRODUCTS[path]))
+        products = largest.count(*PRODUCTS[path])
+        assert products >= 32, (path, products)
+        assert sum(i.reads_memory for i in largest.body) <= 0.8 * products, path
 
 
 def test_no_function_is_shared_between_instruction_paths(unavailable: Unavailable) -> None:
@@ -86,3 +76,29 @@ def test_no_function_is_shared_between_instruction_paths(unavailable: Unavailabl
     ).stdout
     assert " T bitnet_cpu_multiply" in listed
     assert re.findall(r" [WVu] (.+)", listed) == []
+
+
+def test_what_the_report_makes_of_llvm_mca(
+    library: Path, unavailable: Unavailable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table from a simulator that takes two cycles an instruction."""
+    if not cpu_report.PATHS[0].object_file.is_file() or shutil.which("objdump") is None:
+        unavailable("the native part cpu is not built here, or there is no objdump")
+
+    def run(command: list[str], input: str, **_: object) -> subprocess.CompletedProcess[str]:
+        total = 2 * len(input.splitlines()) * cpu_report.ITERATIONS
+        return subprocess.CompletedProcess(command, 0, f"Total Cycles:      {total}\n", "")
+
+    path = cpu_report.PATHS[0]
+    loops = cpu_report.main_loops(path)
+    assert list(loops) == ["one row", "several rows", "several rows, unpacking"]
+    monkeypatch.setattr(cpu_report.subprocess, "run", run)
+    rows = [
+        cpu_report.Row(path.name, kind, 8, len(loop.body), path.processors[0],
+                       cpu_report.cycles("llvm-mca", path, path.processors[0], loop))
+        for kind, loop in loops.items()
+    ]  # fmt: skip
+    assert [row.cycles for row in rows] == [2 * (len(loop.body) - 1) for loop in loops.values()]
+    assert f"| `avx512vnni` | one row | 8 | {rows[0].instructions} | Ice Lake |" in (
+        cpu_report.table(rows)
+    )

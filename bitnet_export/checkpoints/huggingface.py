@@ -72,7 +72,10 @@ def write_huggingface(
         tensors = _pack(model, weights, loaded.source, written)
         config.quantization_config = _quantization(model, written)
     else:
+        _check_plain(model, loaded.source)
         tensors = {name: value.float() for name, value in _dense(model, weights).items()}
+        if hasattr(config, "quantization_config"):  # base's, whose weights were packed
+            del config.quantization_config
     stored = {*written.packed, *written.unpacked}
     named = [p if f"{p}.weight" in weights else p.removeprefix(WRAPPER) for p in ternary]
     written.dense = [path for path in named if path not in stored]
@@ -124,6 +127,17 @@ def _check_names(weights: dict[str, Tensor], model: Any, source: Path, base: Pat
             + ", ".join((odd or lacking)[:4]),
             where=str(source),
             fix="pass --base with the directory it was fine-tuned from",
+        )
+
+
+def _check_plain(model: nn.Module, source: Path) -> None:
+    """Raise InputError where layers hold norms of their own, which transformers would drop."""
+    normed = [p for p, m in model.named_modules() if getattr(m, "rms_norm", None) is not None]
+    if normed:
+        raise InputError(
+            f"a plain layer has no place for the norm inside {normed[0]} (use_rms_norm)",
+            where=str(source),
+            fix="write --to hf-bitnet, which keeps it, or --to state-dict",
         )
 
 

@@ -148,6 +148,32 @@ def test_a_program_needs_its_base(tmp_path):
         assert torch.equal(trits * scale, weights[f"{path}.weight"])
 
 
+def test_plain_weights_of_what_was_packed(tmp_path):
+    """A file of finetune goes back to its BitNet directory, whose configuration says packed."""
+    (tmp_path / "m").mkdir()
+    write_bitnet(tmp_path / "m")
+    loaded = load(tmp_path / "m")
+    save(loaded.module, tmp_path / "m.pt", loaded.example_inputs, loaded.dynamic_axes)
+    for model in (loaded, load(tmp_path / "m.pt")):
+        out = tmp_path / model.kind
+        out.mkdir()
+        write_huggingface(model, out, base=tmp_path / "m", packed=False)
+        theirs, layers = read_back(out)
+        assert not layers
+        for name, value in loaded.module.model.state_dict().items():
+            assert torch.equal(theirs.state_dict()[name], value), name
+
+
+def test_norms_inside_the_layers_have_no_place_in_plain_ones(tmp_path):
+    (tmp_path / "m").mkdir()
+    write_bitnet(tmp_path / "m")
+    loaded = load(tmp_path / "m")
+    layer = loaded.module.model.model.layers[0].self_attn.q_proj
+    layer.rms_norm = torch.nn.RMSNorm(32)
+    with pytest.raises(InputError, match=r"norm inside model.layers.0.self_attn.q_proj[\s\S]*hf-b"):
+        write_huggingface(loaded, tmp_path, packed=False)
+
+
 @pytest.mark.parametrize("granularity", ["channel", "group"])
 def test_more_than_one_scale_has_no_place(tmp_path, granularity):
     if granularity == "group":

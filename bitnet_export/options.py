@@ -7,7 +7,8 @@ nothing heavy, so that the command line can start without torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,8 +68,21 @@ class SilentProgress:
         pass
 
 
+class _Forgiving:
+    """A path may be given as text, and where several are taken one alone or a list."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            value, kind = getattr(self, item.name), str(item.type)
+            if kind.startswith("Path") and isinstance(value, str | os.PathLike):
+                object.__setattr__(self, item.name, Path(value))
+            elif kind.startswith("tuple") and isinstance(value, str | int | list):
+                several = tuple(value) if isinstance(value, list) else (value,)
+                object.__setattr__(self, item.name, several)
+
+
 @dataclass(frozen=True)
-class TernaryOptions:
+class TernaryOptions(_Forgiving):
     """How weights become ternary: a recipe, and over it fields of ternary.TernaryConfig.
 
     recipe: a name of ternary.recipes.RECIPES, None: the loaded model picks one. The others have
@@ -108,7 +122,7 @@ class GateOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(_Forgiving):
     """Which model, and what load() needs to know to read it.
 
     factory: "package.module:function" that builds the module for a state_dict.
@@ -259,7 +273,7 @@ class ConvertOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(_Forgiving):
     """Check a directory that an export wrote, again and on this machine.
 
     reference: the full-precision model (anything load() takes) for the quality comparison, with
@@ -282,7 +296,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(_Forgiving):
     """Measure a directory that an export wrote, against full precision where it is there.
 
     baseline: a full-precision ONNX file; None: the one the export kept in the directory.

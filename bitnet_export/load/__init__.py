@@ -92,7 +92,12 @@ def save(
     dynamic_shapes: Any = None,
 ) -> Path:
     """Write ``model`` as a torch.export program, the recommended file: no code needed to read
-    it, and none run. See save_program.save for the arguments."""
+    it, and none run.
+
+    example_inputs: tensors by forward's argument names, or in its order. dynamic_shapes:
+    {"ids": {0: "batch", 1: "sequence"}}, axis names or torch.export.Dim, None for fixed shapes;
+    names are kept in the file. Raises InputError if the model cannot be exported.
+    """
     from bitnet_export.load import save_program
 
     return save_program.save(model, path, example_inputs, dynamic_shapes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitnet_export.errors import InputError, UsageError
-from bitnet_export.report.schema import Report, SpeedRow
+from bitnet_export.report.schema import FAIL, PASS, Report, SpeedRow
 
 VERDICT = "verdict"
 
@@ -121,7 +121,7 @@ def _speed_changes(old: Report, new: Report, limit: float) -> list[Change]:
     same_machine = machine_class(old) == machine_class(new)
     changes = []
     for key in dict.fromkeys([*before, *after]):
-        label = f"{key[0]}, {key[1]} threads, {key[2]}"
+        label = f"{key[0]}, {key[1]} thread{'s' if key[1] != 1 else ''}, {key[2]}"
         b, a = before.get(key), after.get(key)
         ratios = (b.ratio if b else None, a.ratio if a else None)
         if a is None and new.speed:
@@ -175,13 +175,18 @@ def describe(comparison: Comparison) -> str:
     word = "no regression" if comparison.passed else "REGRESSION"
     if not comparison.compared:
         word = "nothing could be compared"
-    lines = [f"**{word}** beyond {comparison.max_regression:.3g} of the baseline report", ""]
+    lines = [
+        f"**{word}** beyond {100 * comparison.max_regression:.3g} % of the baseline report",
+        "",
+    ]
     lines += ["| | baseline | now | worse by | |", "|---|---:|---:|---:|---|"]
     for change in comparison.changes:
         status = change.note or ("regressed" if change.regressed else "ok")
         worse = "" if change.note else f"{max(change.worse, 0):.1%}"
-        row = (change.name, _number(change.old), _number(change.new), worse, status)
-        lines.append(f"| {' | '.join(row)} |")
+        cells = [_number(value) for value in (change.old, change.new)]
+        if change.name == VERDICT:
+            cells, worse = [PASS if value else FAIL for value in (change.old, change.new)], ""
+        lines.append(f"| {' | '.join([change.name, *cells, worse, status])} |")
     return "\n".join(lines) + "\n"
 
 

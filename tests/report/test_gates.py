@@ -87,7 +87,8 @@ def test_the_same_report_is_no_regression():
     comparison = compare_reports(sample.passing(), sample.passing(), 0.0)
     assert comparison.passed
     assert comparison.compared == 8  # size, three speedups, three latencies, quality
-    assert "no regression" in describe(comparison)
+    assert "**no regression** beyond 0 % of" in describe(comparison)
+    assert "| verdict | pass | pass |  | ok |" in describe(comparison)
 
 
 def slower(report, factor, shape=0):

@@ -116,8 +116,21 @@ def _prepare(
     statuses = prepare(loaded.module, ternary)
     for text in unmatched(options.ternary, [s.name for s in statuses]):
         progress.warn(text)
+    changed = [s.reason for s in statuses if s.status == "ternary"]
+    if changed and options.labels is None and all("already ternary" in r for r in changed):
+        progress.warn(_own_teacher(options.model))
     loaded.module.to(options.device)
     return teacher
+
+
+def _own_teacher(model: Path) -> str:
+    """What to know when a model that is ternary already is fine-tuned without labels."""
+    source = history.origin(model)
+    better = f"; to win back more, fine-tune {source} with more --steps" if source else ""
+    return (
+        f"{model} is ternary already and is taught by itself: it only learns to make up for int8 "
+        f"activations{better}, or pass --labels"
+    )
 
 
 def _train(

@@ -6,7 +6,7 @@ import torch
 
 from bitnet_export import history
 from bitnet_export.errors import InputError, UsageError
-from bitnet_export.finetune_run import _open_trainable, _samples
+from bitnet_export.finetune_run import _open_trainable, _samples, run_finetune
 from bitnet_export.load import load, save
 from bitnet_export.opening import load_model
 from bitnet_export.options import ExportOptions, FinetuneOptions, SilentProgress
@@ -57,3 +57,40 @@ def test_the_factory_is_for_what_a_file_was_trained_from(tmp_path, weights):
     assert load_model(options, SilentProgress()).kind == "exported_program"
     source = ExportOptions(model=weights, factory=FACTORY, input_specs=("input:2x12",))
     assert load_model(source, SilentProgress()).kind == "state_dict"
+
+
+class Warned(SilentProgress):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def test_a_ternary_model_that_teaches_itself_is_told(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    inputs = {"input": torch.randn(4, 32)}
+    source = save(net, tmp_path / "net.pt", inputs, {"input": {0: "batch"}})
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "d.npz",
+        input=rng.standard_normal((80, 32)).astype(np.float32),
+        target=rng.integers(0, 4, 80),
+    )
+
+    def warnings(model, **changes):
+        said = Warned()
+        output = tmp_path / f"{model.stem}-{len(changes)}.pt"
+        options = FinetuneOptions(model, data=tmp_path / "d.npz", output=output, steps=2, **changes)
+        return run_finetune(options, said), said.warnings
+
+    ternary, said = warnings(source)
+    assert not said
+    _, said = warnings(ternary)
+    assert "is ternary already and is taught by itself" in said[0]
+    assert f"fine-tune {source} with more --steps" in said[0]
+    _, said = warnings(ternary, labels="target")
+    assert not said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -182,4 +183,8 @@ def command(**values: Any) -> None:
     if as_json:
         click.echo(json.dumps({"model": str(written)}))
     else:
-        click.echo(f"written to {written}\nexport it with: bitnet-export {written} --target ort")
+        # The export compares with the original, which it reads as this run did.
+        given = [word for spec in run.input_specs for word in ("--input", spec)]
+        given = ["--model", run.factory, *given] if run.factory else []
+        words = ["bitnet-export", str(written), "--target", "ort", *given]
+        click.echo(f"written to {written}\nexport it with: {shlex.join(words)}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_export import onnx_io, op
 from bitnet_export.axes import is_sum
 from bitnet_export.errors import StageError, first_line
+from bitnet_export.export_attention import simplify_attention
 from bitnet_export.load.inputs import without_size_one
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def export_module(
         ) from error
     assert program is not None
     model = program.model_proto
+    simplify_attention(model)
     _name_layers(model)
     _name_sums(model, dynamic_axes)
     if not output_names:

@@ -28,7 +28,7 @@ LINE = (
     {"load"},
     {"ternary"},
     {"checkpoints"},
-    {"export"},
+    {"export", "export_attention"},
     {"passes"},
     {"targets"},
     {"verify"},

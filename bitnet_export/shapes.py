@@ -128,8 +128,14 @@ def parse_case_label(label: str, known: Sizes) -> Sizes:
     """ "batch=1,sequence=16" -> sizes; axes left out keep the known ones. Raises UsageError."""
     sizes = dict(known)
     for part in label.split(","):
-        name, _, size = part.partition("=")
-        if name not in known or not size.isdigit() or not int(size):
+        name, equals, size = part.partition("=")
+        if equals and name not in known:
+            raise UsageError(
+                f"the model has no dynamic axis {name}",
+                where=f"--shape {label}",
+                fix=f"it has {', '.join(known) or 'none: leave --shape out'}",
+            )
+        if not size.isdigit() or not int(size):
             raise UsageError(
                 f"{part!r} is no axis with a size",
                 where=f"--shape {label}",

@@ -47,7 +47,7 @@ MEASURE = "Measurement"
     default=50,
     help="Timed runs of each side and shape, interleaved.",
 )
-@shared.gate_options()
+@shared.gate_options(parity=False)
 @shared.run_options(threads=False)
 def command(**values: Any) -> int:
     """Measure DIRECTORY, which an export wrote: medians over interleaved runs of both models."""

@@ -137,7 +137,15 @@ def _layer_options() -> Callable[[F], F]:
     )
 
 
-def gate_options() -> Callable[[F], F]:
+def gate_options(*, parity: bool = True) -> Callable[[F], F]:
+    """parity False: for a command that compares nothing."""
+    tolerance = option(
+        "--atol",
+        group=GATES,
+        type=click.FloatRange(min=0),
+        help="Largest absolute difference between implementations, instead of the stated "
+        "tolerances.",
+    )
     return _stack(
         option("--min-speedup", group=GATES, type=RATIO, help="Fail below this speed over fp32."),
         option("--min-compression", group=GATES, type=RATIO, help="Fail below this size ratio."),
@@ -147,13 +155,7 @@ def gate_options() -> Callable[[F], F]:
             type=FRACTION,
             help="Fail if the metric falls by more than this part.",
         ),
-        option(
-            "--atol",
-            group=GATES,
-            type=click.FloatRange(min=0),
-            help="Largest absolute difference between implementations, instead of the stated "
-            "tolerances.",
-        ),
+        *([tolerance] if parity else []),
     )
 
 
@@ -238,4 +240,4 @@ def _with_default_excludes(patterns: tuple[str, ...]) -> tuple[str, ...]:
 def take_gates(values: dict[str, Any]) -> options.GateOptions:
     """Remove the gate options from parsed values and build their dataclass."""
     names = ("min_speedup", "min_compression", "max_quality_loss", "atol")
-    return options.GateOptions(**{name: values.pop(name) for name in names})
+    return options.GateOptions(**{name: values.pop(name, None) for name in names})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_export import onnx_io, op
 from bitnet_export.axes import is_sum
 from bitnet_export.errors import StageError, first_line
-from bitnet_export.export_attention import simplify_attention
+from bitnet_export.export_attention import four_axes, simplify_attention
 from bitnet_export.load.inputs import without_size_one
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def export_module(
     op.register_schema()
     inputs = without_size_one(example_inputs, dynamic_axes)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), four_axes():
             program = torch.onnx.export(
                 module.eval(),
                 args=(),

@@ -33,8 +33,9 @@ class Attention(torch.nn.Module):
         )
 
 
-@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
-@pytest.mark.parametrize("mask", ["bool", "float", "none"])
+@pytest.mark.parametrize(
+    ("mask", "dynamic"), [("bool", True), ("bool", False), ("float", True), ("none", True)]
+)
 def test_keys_are_transposed_once_and_nothing_looks_for_nan(mask: str, dynamic: bool) -> None:
     module = Attention(mask).eval()
     inputs = {"x": torch.randn(2, 5, 16), "valid": torch.ones(2, 5, dtype=torch.bool)}
@@ -55,6 +56,33 @@ def test_keys_are_transposed_once_and_nothing_looks_for_nan(mask: str, dynamic: 
         names = {value.name for value in session.get_inputs()}
         got = session.run(None, {k: v for k, v in feeds.items() if k in names})[0]
         np.testing.assert_allclose(got, module(x, valid).numpy(), atol=1e-5)
+
+
+class AnyAttention(torch.nn.Module):
+    def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            x, x[..., :], value=2 * x, attn_mask=valid
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((5, 8), (5, 5)),
+        ((2, 5, 8), (2, 5, 5)),
+        ((2, 3, 4, 5, 8), (4, 5, 5)),
+    ],
+)
+def test_attention_of_any_number_of_axes(shape: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    module = AnyAttention().eval()
+    inputs = {"x": torch.randn(shape), "valid": torch.rand(mask) < 0.8}
+    inputs["valid"][..., 0] = True
+    axes = {"x": {0: "batch"}} if shape[0] != mask[0] else {}
+    model = export_module(module, inputs, axes)
+    got = ort.InferenceSession(model.SerializeToString()).run(
+        None, {name: value.numpy() for name, value in inputs.items()}
+    )[0]
+    np.testing.assert_allclose(got, module(**inputs).numpy(), atol=1e-5)
 
 
 def graph_of(nodes: list[onnx.NodeProto], lowest: float, **shapes: list[int]) -> onnx.ModelProto:

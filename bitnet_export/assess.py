@@ -101,13 +101,19 @@ def verify(
     cases = _cases_it_takes(report, subject, shapes)
     kinds = tuple(subject.record.parity_kinds)
     implementations: dict[str, Any] = {
-        FUNCTION: runners.onnx_runner(subject.ternary, FUNCTION, threads=subject.threads),
+        FUNCTION: runners.onnx_runner(
+            subject.ternary,
+            FUNCTION,
+            threads=subject.threads,
+            frugal=runners.run_frugally(subject.ternary),
+        ),
         LOWERED: runners.onnx_runner(
             subject.model,
             LOWERED,
             threads=subject.threads,
             native=subject.native,
             fuse=subject.fuse,
+            frugal=subject.native is None and runners.run_frugally(subject.model),
         ),
     }
     saved = subject.directory / TORCH_RESULTS
@@ -238,7 +244,15 @@ def measure_quality(
     if reference is None:
         raise no_intermediate(subject)
     before, after = (
-        runners.feed_function(open_session(path, threads=subject.threads, native=native, fuse=fuse))
+        runners.feed_function(
+            open_session(
+                path,
+                threads=subject.threads,
+                native=native,
+                fuse=fuse,
+                frugal=native is None and runners.run_frugally(path),
+            )
+        )
         for path, native, fuse in (
             (reference, None, True),
             (subject.model, subject.native, subject.fuse),

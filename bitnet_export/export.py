@@ -11,12 +11,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_export import onnx_io, op
 from bitnet_export.axes import is_sum
 from bitnet_export.errors import StageError, first_line
 from bitnet_export.export_attention import four_axes, simplify_attention
+from bitnet_export.export_tensors import write_tensors
 from bitnet_export.load.inputs import without_size_one
 
 if TYPE_CHECKING:
@@ -34,14 +36,17 @@ def export_module(
     axis_limits: Mapping[str, int] | None = None,
     opset: int | None = None,
     output_names: Sequence[str] | None = None,
+    data: Path | None = None,
 ) -> onnx.ModelProto:
     """Export ``module`` in eval mode, ternary layers included, through torch.onnx (dynamo).
 
     example_inputs: by name, in forward's order. dynamic_axes: {"ids": {0: "batch"}}; the rest is
     fixed to the example's sizes. output_names: None calls them "output", or "output_0" and so on,
     so that the dense and the ternary export of one module agree. axis_limits: the largest size of
-    an axis, by name. TernaryLinear layers become TernaryMatMul nodes with the function body
-    attached. Raises StageError naming the layer where torch says it.
+    an axis, by name. data: where the tensors of a model past 1.5 GB go, without ever being in
+    memory twice; the model then refers to that file (onnx_tensors.py). TernaryLinear layers become
+    TernaryMatMul nodes with the function body attached. Raises StageError naming the layer where
+    torch says it.
     """
     import torch
 
@@ -71,7 +76,7 @@ def export_module(
             "control flow; BITNET_EXPORT_DEBUG=1 shows torch's own account",
         ) from error
     assert program is not None
-    model = program.model_proto
+    model = program.model_proto if data is None else write_tensors(program.model, data)
     simplify_attention(model)
     _name_layers(model)
     _name_sums(model, dynamic_axes)

@@ -78,9 +78,10 @@ class ExportRun:
         loaded, options = self.loaded, self.options
         assert loaded.module is not None
         with self.stage("export full precision"):
-            baseline = self._export(loaded)
+            baseline = self._export(loaded, manifest.BASELINE)
             self.warnings += drop_fixed_axes(loaded, baseline)
             onnx_io.write_model(baseline, self.out / manifest.BASELINE)
+            del baseline  # its weights, where it was small enough to hold them
             self._export_reference()
         with self.stage("ternarize", self.config.quantizer):
             teacher = copy.deepcopy(loaded.module) if options.finetune_steps else None
@@ -101,7 +102,7 @@ class ExportRun:
         convert(loaded.module)
         self.layers = self.refined.rows([_layer_row(s) for s in statuses])
         with self.stage("export ternary"):
-            return self._fold_norms(self._export(loaded))
+            return self._fold_norms(self._export(loaded, manifest.TERNARY))
 
     def _fold_norms(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Batch norms behind ternary convolutions go into their scales, here already, so that a
@@ -137,13 +138,15 @@ class ExportRun:
                 f"({error.what}); quality is judged against the fine-tuned weights themselves"
             )
             return
-        onnx_io.write_model(self._export(original), self.out / assess.REFERENCE)
+        model = self._export(original, assess.REFERENCE)
+        onnx_io.write_model(model, self.out / assess.REFERENCE)
 
-    def _export(self, loaded: LoadedModel) -> onnx.ModelProto:
+    def _export(self, loaded: LoadedModel, name: str) -> onnx.ModelProto:
         from bitnet_export.load import kv_cache
 
         newer = self.options.kv_cache and self.options.target in ("onnx", "ort")
-        return export_loaded(loaded, self.options.opset or (kv_cache.OPSET if newer else None))
+        opset = self.options.opset or (kv_cache.OPSET if newer else None)
+        return export_loaded(loaded, opset, path=self.out / name)
 
     def _ternarize_onnx(self) -> onnx.ModelProto:
         from bitnet_export import passes

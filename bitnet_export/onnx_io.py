@@ -1,4 +1,5 @@
-"""ONNX files in and out: external data, atomic writes, and graphs for the passes.
+"""ONNX files in and out: external data, atomic writes, and graphs for the passes. How the bytes of
+external tensors are read and written is in onnx_tensors.py.
 
 The module path of every layer travels as ``metadata_props["bitnet.layer"]`` on its nodes.
 onnx-graphsurgeon drops node metadata and functions, so both are carried around it here: layer
@@ -14,10 +15,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from bitnet_export import op
+from bitnet_export import onnx_tensors, op
 from bitnet_export.errors import InputError, StageError, first_line
 
 if TYPE_CHECKING:
@@ -39,20 +40,20 @@ _SCRIPT_NAME = re.compile(r"^/(?P<path>.+)/[A-Za-z]+(_\d+)?$")
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data. Raises InputError where it is none."""
+    """Read an ONNX file; tensors outside of it stay where they are (onnx_tensors.values maps them).
+
+    Raises InputError where it is none, or its external data is not whole.
+    """
     import onnx
 
     op.register_schema()
     try:
-        model = onnx.load(os.fspath(path))
+        model = onnx.load(os.fspath(path), load_external_data=False)
+        onnx_tensors.anchor(model, Path(path))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    except onnx.checker.ValidationError as error:
-        raise InputError(
-            f"its external data cannot be read: {first_line(error)}",
-            where=str(path),
-            fix="copy the files beside the model, too",
-        ) from error
     except Exception as error:
         raise InputError(
             "is no ONNX model, or a truncated one",
@@ -71,30 +72,25 @@ def model_opset(model: onnx.ModelProto) -> int:
 
 def initializer_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all initializers, the bulk of a file."""
-    return sum(_tensor_bytes(t) for t in model.graph.initializer)
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) or tensor.ByteSize()
+    return sum(onnx_tensors.tensor_bytes(t) for t in model.graph.initializer)
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
     """Write ``model`` whole or not at all; beyond 1.5 GB its tensors go to ``path``.data.
 
-    ``model`` keeps its tensors. Raises StageError where the files cannot be written; what stood
-    at ``path`` before is then still there.
+    ``model`` keeps its tensors; those that are in ``path``.data already stay there. Raises
+    StageError where the files cannot be written; what stood at ``path`` before is then still there.
     """
     external = initializer_bytes(model) > EXTERNAL_DATA_BYTES
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:
         temporary.mkdir(parents=True)
-        _save(model, temporary / path.name, external)
-        if external:
-            data = path.name + EXTERNAL_SUFFIX
-            os.replace(temporary / data, path.with_name(data))
+        _save(model, temporary / path.name, data_file(path), external)
+        if (temporary / data_file(path).name).exists():
+            os.replace(temporary / data_file(path).name, data_file(path))
         os.replace(temporary / path.name, path)
         if not external:
-            path.with_name(path.name + EXTERNAL_SUFFIX).unlink(missing_ok=True)
+            data_file(path).unlink(missing_ok=True)
     except OSError as error:
         raise StageError(
             f"cannot be written: {error.strerror or error}",
@@ -106,23 +102,22 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def _save(model: onnx.ModelProto, path: Path, external: bool) -> None:
-    """onnx.save_model, which moves external tensors out of the model in memory: bring them back."""
+def data_file(path: Path) -> Path:
+    """Where the tensors of a large model at ``path`` lie."""
+    return path.with_name(path.name + EXTERNAL_SUFFIX)
+
+
+def _save(model: onnx.ModelProto, path: Path, data: Path, external: bool) -> None:
+    """Write a model to ``path`` and, unless they are in ``data`` already, its tensors beside it."""
     import onnx
 
     if not external:
-        onnx.save_model(model, os.fspath(path))
+        onnx.save_model(onnx_tensors.with_data_inside(model), os.fspath(path))
         return
-    onnx.save_model(
-        model,
-        os.fspath(path),
-        save_as_external_data=True,
-        location=path.name + EXTERNAL_SUFFIX,
-        size_threshold=1024,
-    )
-    onnx.load_external_data_for_model(model, os.fspath(path.parent))
-    for tensor in model.graph.initializer:
-        tensor.ClearField("data_location")
+    written = onnx_tensors.named_beside(model, data)
+    if written is None:
+        written = onnx_tensors.with_data_in(model, path.with_name(data.name))
+    onnx.save_model(written, os.fspath(path))
 
 
 def check_model(model: onnx.ModelProto, where: str) -> None:
@@ -158,8 +153,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
         getattr(bare.graph, field).extend(getattr(graph, field))
     inputs = {value.name for value in graph.input}
     for tensor in graph.initializer:
-        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if _tensor_bytes(tensor) <= _SMALL_TENSOR_BYTES and not outside:
+        outside = onnx_tensors.is_outside(tensor)
+        if onnx_tensors.tensor_bytes(tensor) <= _SMALL_TENSOR_BYTES and not outside:
             bare.graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             bare.graph.input.append(
@@ -195,13 +190,14 @@ def quiet_graphsurgeon() -> Iterator[None]:
 
 def to_graph(model: onnx.ModelProto) -> gs.Graph:
     """onnx -> onnx-graphsurgeon, types inferred where missing; ``layer_of(node)`` gives a node's
-    layer path. An initializer that is also listed as an input becomes a plain constant.
+    layer path. An initializer that is also listed as an input becomes a plain constant. The bytes
+    of constants stay ``model``'s until they are looked at.
     """
-    import onnx
     import onnx_graphsurgeon as gs
 
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = onnx_tensors.bare_copy(model)
+    for tensor in model.graph.initializer:
+        bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     for function in [f for f in bare.functions if _is_body(f)]:
         bare.functions.remove(function)
     known = {v.name for v in bare.graph.value_info} | {v.name for v in bare.graph.output}
@@ -214,10 +210,25 @@ def to_graph(model: onnx.ModelProto) -> gs.Graph:
     layers = [node_layer(node) for node in bare.graph.node]
     with quiet_graphsurgeon():
         graph = gs.import_onnx(bare)
+    tensors = graph.tensors()
+    for tensor in model.graph.initializer:
+        if isinstance(tensors.get(tensor.name), gs.Constant):
+            tensors[tensor.name].values = _lazy_values(tensor)
     for node, layer in zip(graph.nodes, layers, strict=True):
         set_layer(node, layer)
     graph.ir_version = IR_VERSION
     return graph
+
+
+def _lazy_values(tensor: onnx.TensorProto) -> Any:
+    """What a gs.Constant holds until somebody looks at its values."""
+    from onnx_graphsurgeon.ir.tensor import LazyValues
+
+    class Values(LazyValues):
+        def load(self) -> Any:
+            return onnx_tensors.values(self.tensor)
+
+    return Values(tensor)
 
 
 def from_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:

@@ -73,8 +73,11 @@ def _with_kv_cache(loaded: LoadedModel, options: ExportOptions, progress: Progre
     return with_kv_cache(original)
 
 
-def export_loaded(loaded: LoadedModel, opset: int | None = None) -> onnx.ModelProto:
-    """The module, as it is now, as ONNX. opset: None for the exporter's default."""
+def export_loaded(
+    loaded: LoadedModel, opset: int | None = None, *, path: Path | None = None
+) -> onnx.ModelProto:
+    """The module, as it is now, as ONNX. opset: None for the exporter's default. path: where it
+    will be written; the tensors of a large model are beside that file already."""
     from bitnet_export.export import export_module
 
     assert loaded.module is not None
@@ -85,6 +88,7 @@ def export_loaded(loaded: LoadedModel, opset: int | None = None) -> onnx.ModelPr
         axis_limits=loaded.axis_limits,
         opset=opset,
         output_names=loaded.output_names,
+        data=None if path is None else onnx_io.data_file(path),
     )
 
 

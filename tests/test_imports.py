@@ -28,7 +28,7 @@ LINE = (
     {"load"},
     {"ternary"},
     {"checkpoints"},
-    {"export", "export_attention"},
+    {"export", "export_attention", "export_tensors"},
     {"passes"},
     {"targets"},
     {"verify"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_export import onnx_io, op, packing
+from bitnet_export import onnx_io, onnx_tensors, op, packing
 from bitnet_export.compress import PlainModel
 from bitnet_export.errors import InputError, UsageError
 
@@ -145,23 +146,21 @@ def _is_2bit(node: Any, attributes: dict[str, Any]) -> bool:
 
 def _packed_source(tensor: str, producers: Any, constants: Any) -> tuple[str, int]:
     """The packed weights that a chain of unpacking nodes starts from, and its K: where it cuts
-    the padding off. ("", 0) if it starts from something else."""
-    from onnx import numpy_helper
-
+    the padding off, if there is any. ("", 0) if it starts from something else."""
     k = 0
     while tensor in producers:
         node = producers[tensor]
         if node.op_type == "Slice" and node.input[2] in constants:
-            k = int(numpy_helper.to_array(constants[node.input[2]]).ravel()[0])
+            k = int(onnx_tensors.values(constants[node.input[2]]).ravel()[0])
         tensor = node.input[0] if node.input else ""
-    return (tensor, k) if tensor in constants else ("", 0)
+    if tensor not in constants:
+        return "", 0
+    return tensor, k or packing.CODES_PER_BYTE * math.prod(constants[tensor].dims[1:])
 
 
 def _layer(node: Any, k: int, weight: Any, scale: Any) -> TernaryLayer | None:
     """The row for one product; None if the 2-bit weights are not ternary."""
-    from onnx import numpy_helper
-
-    packed, scales = numpy_helper.to_array(weight), numpy_helper.to_array(scale)
+    packed, scales = onnx_tensors.values(weight), onnx_tensors.values(scale)
     if packed.dtype == np.int32:
         packed = packing.from_int32(packed)
     n = packed.shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,13 @@ _RANDOM = {
     *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"),
     *("Bernoulli", "Multinomial"),
 }
+# ONNX numbers of the types that are cast here; elements from which a constant is large.
+_FLOATS: dict[int, Any] = {
+    1: np.dtype(np.float32),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+}
+_LARGE = 1 << 14
 _WEIGHT_READERS = ("MatMul", "Gemm", "Transpose")
 
 
@@ -43,6 +50,7 @@ class FoldConstants(Pass):
                 result.skip(node.name or node.outputs[0].name, "makes random numbers")
             elif _is_tied(node):
                 result.skip(node.inputs[0].name, "an embedding and a weight, stored once")
+        _fold_by_hand(graph)
         graph.cleanup()
         with _quiet_onnxruntime():
             graph.fold_constants(
@@ -52,6 +60,28 @@ class FoldConstants(Pass):
         graph.cleanup()
         result.rewritten = before - len(graph.nodes)
         return result
+
+
+def _fold_by_hand(graph: gs.Graph) -> None:
+    """Transposes, casts and copies of large constants, which onnx-graphsurgeon would serialize:
+    past 2 GB it folds nothing and says nothing. A transpose is a view and takes no memory."""
+    for node in graph.nodes:  # in topological order
+        if not is_op(node, "Transpose", "Cast", "Identity") or _is_tied(node):
+            continue
+        values = constant_values(node.inputs[0])
+        y = node.outputs[0]
+        if values is None or values.size < _LARGE or any(y is out for out in graph.outputs):
+            continue
+        if node.op == "Transpose":
+            values = np.transpose(values, node.attrs.get("perm"))
+        elif node.op == "Cast":
+            dtype = _FLOATS.get(node.attrs["to"])
+            if dtype is None or values.dtype not in _FLOATS.values():
+                continue
+            with np.errstate(over="ignore"):
+                values = values.astype(dtype)
+        y.inputs.clear()
+        y.to_constant(values)
 
 
 @contextmanager

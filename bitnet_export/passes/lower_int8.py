@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitnet_export import op
-from bitnet_export.packing import ZERO_CODE
+from bitnet_export.packing import CODES_PER_BYTE, PADDING_BYTE
 from bitnet_export.passes.base import (
     Builder,
     Pass,
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 CONTRIB = "com.microsoft"
+# A trit of 1 as unpacked: a power of two, which comes off the scale without rounding. Sums stay
+# below 2^31 (255 * 64 * op.MAX_EXACT_K), and two products below 2^15, in which AVX2 adds them.
+UNIT = 64
 
 
 class LowerInt8(Pass):
@@ -59,9 +62,8 @@ class LowerInt8(Pass):
     def _lower(self, builder: Builder, t: TernaryNode, shared: _Shared) -> None:
         layer = t.layer
         weight = unpack_in_graph(builder, t, shared.weights)
-        scale = builder.constant(
-            t.scale.reshape(()) if t.scale.size == 1 else t.scale, f"{layer}.scale"
-        )
+        scale = (t.scale.reshape(()) if t.scale.size == 1 else t.scale) / np.float32(UNIT)
+        scale = builder.constant(scale.astype(np.float32), f"{layer}.scale")
         weight_zero = builder.literal(0, np.int8)
         t.node.outputs.clear()
         x, y = float32_ends(builder, t, shared.inputs)
@@ -127,28 +129,34 @@ def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
 
 
 def unpack_in_graph(builder: Builder, t: TernaryNode, done: dict[tuple[int, int], Any]) -> Any:
-    """packed_weight [N, K'/4] uint8 -> int8 [K, N], computed by constant nodes in the graph.
+    """packed_weight [N, K'/4] uint8 -> int8 [K, N], UNIT times the trits, computed by constant
+    nodes in the graph.
 
+    ONNX Runtime keeps what every one of these nodes puts out as long as the session lives, so that
+    few of them see whole bytes: 4 of a weight, where a plain shift, mask, Cast and Sub took 14. The
+    codes become two's complement while they are packed (code ^ 2: -1 is 3), and land in the highest
+    bits of a byte, where their sign is the byte's.
     done: the weights unpacked before, by packed tensor and K; layers may share one.
     """
     at = t.attributes
-    packed = builder.constant(t.packed_weight[..., None], f"{t.layer}.packed_weight")
+    packed = builder.constant(t.packed_weight, f"{t.layer}.packed_weight")
     if (id(packed), at.K) in done:
         return done[id(packed), at.K]
 
-    def node(op_type: str, *inputs: Any, dtype: Any, **attrs: Any) -> Any:
+    def node(op_type: str, *inputs: Any, dtype: Any = np.uint8, **attrs: Any) -> Any:
         hint = f"unpack.{op_type}"
         return builder.node(op_type, inputs, layer=t.layer, dtype=dtype, attrs=attrs, hint=hint)
 
-    u8, i64 = np.uint8, np.int64
-    shifts = builder.literal([0, 2, 4, 6], u8)
-    shifted = node("BitShift", packed, shifts, dtype=u8, direction="RIGHT")
-    codes = node("BitwiseAnd", shifted, builder.literal([3], u8), dtype=u8)
-    rows = node("Reshape", codes, builder.literal([at.N, -1], i64), dtype=u8)
-    begin, end, axis = ([0], [at.K], [1])
-    cut = node("Slice", rows, *(builder.literal(v, i64) for v in (begin, end, axis)), dtype=u8)
-    columns = node("Transpose", cut, dtype=u8, perm=[1, 0])
-    wide = node("Cast", columns, dtype=np.int32, to=6)
-    centred = node("Sub", wide, builder.literal(ZERO_CODE, np.int32), dtype=np.int32)
-    done[id(packed), at.K] = node("Cast", centred, dtype=np.int8, to=3)
+    def literal(values: Any, dtype: Any = np.uint8) -> Any:
+        return builder.literal(values, dtype)
+
+    signed = node("BitwiseXor", packed, literal([PADDING_BYTE]))
+    columns = node("Transpose", signed, perm=[1, 0])
+    apart = node("Unsqueeze", columns, literal([1], np.int64))
+    shifted = node("BitShift", apart, literal([[6], [4], [2], [0]]), direction="LEFT")
+    highest = node("BitwiseAnd", shifted, literal([0b11000000]))
+    rows = node("Reshape", highest, literal([-1, at.N], np.int64))
+    if t.packed_weight.shape[1] * CODES_PER_BYTE > at.K:
+        rows = node("Slice", rows, *(literal([v], np.int64) for v in (0, at.K, 0)))
+    done[id(packed), at.K] = node("Cast", rows, dtype=np.int8, to=3)
     return done[id(packed), at.K]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export import onnx_io, op, packing
+from bitnet_export import onnx_io, onnx_tensors, op, packing
 from bitnet_export.errors import StageError
 from bitnet_export.passes.base import PassResult
 from bitnet_export.passes.opset import raise_opset
@@ -89,7 +89,7 @@ def dense_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         if not is_int4_weight(node, constants):
             dense.graph.node.append(node)
             continue
-        codes, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+        codes, scale = (onnx_tensors.values(constants[name]) for name in node.input[:2])
         block = next(a.i for a in node.attribute if a.name == "block_size")
         rows = np.repeat(scale, block, axis=0)[: codes.shape[0]]
         weight = codes.astype(np.float16) * rows
@@ -127,14 +127,14 @@ class _Layer:
         constants: dict[str, onnx.TensorProto],
         types: dict[str, int],
     ) -> None:
-        from onnx import TensorProto, numpy_helper
+        from onnx import TensorProto
 
         self.graph, self.node = model.graph, node
         self.name = onnx_io.node_layer(node) or node.name or node.output[0]
         missing = [name for name in node.input[1:] if name and name not in constants]
         if missing:
             raise StageError(f"TernaryMatMul with computed {missing[0]}", where=self.name)
-        arrays = [numpy_helper.to_array(constants[name]) for name in node.input[1:] if name]
+        arrays = [onnx_tensors.values(constants[name]) for name in node.input[1:] if name]
         fields = ("K", "N", "group_size", "activation_bits")
         self.at = op.TernaryAttributes(**{a.name: a.i for a in node.attribute if a.name in fields})
         self.trits = packing.unpack(arrays[0], self.at.K)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitnet_export import onnx_io, op
+from bitnet_export import onnx_io, onnx_tensors, op
 from bitnet_export.errors import MissingRequirement, StageError, first_line
 from bitnet_export.passes.base import Builder, PassResult
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 NAME = "to-fp16"
+# Weights above it go past the converter; so many of their numbers at a time.
+_LARGE_BYTES, _BLOCK = 4096, 1 << 22
 KEPT_OPS = ("LayerNormalization", "RMSNormalization", "Softmax", "Pow", "ReduceMean")
 
 
@@ -35,14 +37,13 @@ def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
             "--dtype fp16 uses ONNX Runtime's converter, which is not installed",
             fix="pip install 'bitnet-export[ort]'",
         ) from error
-    copy = type(model)()
-    copy.CopyFrom(model)
+    copy = _without_data(model)
     layers = _name_every_node(copy)
-    del copy.functions[:]
     try:
         converted = float16.convert_float_to_float16(
             copy,
             keep_io_types=True,
+            disable_shape_infer=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_OPS, op.OP_TYPE],
             node_block_list=[name for name, layer in layers.items() if _is_norm(layer)],
         )
@@ -53,6 +54,7 @@ def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
             fix="leave --dtype out",
         ) from error
     converted.functions.extend(model.functions)
+    _restore_data(converted, model)
     graph = onnx_io.to_graph(converted)
     builder = Builder(graph)
     result = PassResult(name=NAME, notes=["norms and softmax stay in float32"])
@@ -64,6 +66,62 @@ def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
             result.skip(onnx_io.layer_of(node), "its input is float32")
     graph.cleanup().toposort()
     return onnx_io.from_graph(graph, model), result
+
+
+def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without functions, with its types inferred, in which a single number stands for each
+    large weight: the converter infers types from a serialized model, which ends at 2 GB, and takes
+    ten times a weight's bytes to convert it."""
+    copy = onnx_tensors.bare_copy(model)
+    del copy.functions[:]
+    for tensor in model.graph.initializer:
+        if _is_large_float(tensor):
+            copy.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=[1], raw_data=bytes(4)
+            )
+        else:
+            copy.graph.initializer.append(
+                onnx_tensors.inside(tensor) if onnx_tensors.is_outside(tensor) else tensor
+            )
+    known = {v.name for v in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)}
+    found = onnx_io.infer_shapes(model)
+    known |= {tensor.name for tensor in model.graph.initializer}
+    copy.graph.value_info.extend(v for name, v in found.items() if name not in known)
+    return copy
+
+
+def _is_large_float(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type == 1 and onnx_tensors.tensor_bytes(tensor) > _LARGE_BYTES
+
+
+def _restore_data(converted: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Put the weights back, in the type that the converter gave them, in place."""
+    from onnx import TensorProto, numpy_helper
+
+    originals = {t.name: t for t in model.graph.initializer if _is_large_float(t)}
+    stubs = list(converted.graph.initializer)
+    del converted.graph.initializer[:]
+    for stub in stubs:
+        tensor = originals.get(stub.name, stub)
+        if tensor is not stub and stub.data_type == TensorProto.FLOAT16:
+            tensor = numpy_helper.from_array(to_half(onnx_tensors.values(tensor)), stub.name)
+        converted.graph.initializer.append(tensor)
+    values = [v for v in converted.graph.value_info if v.name not in originals]
+    del converted.graph.value_info[:]
+    converted.graph.value_info.extend(values)
+
+
+def to_half(array: np.ndarray) -> np.ndarray:
+    """float32 -> float16, with the ends that the converter has: no number becomes 0 or infinite
+    that was not. Block by block, for the sake of memory."""
+    flat, half = array.reshape(-1), np.empty(array.size, np.float16)
+    least, most = np.finfo(np.float16).smallest_subnormal, np.finfo(np.float16).max
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        finite = np.isfinite(block)
+        size = np.where(finite & (block != 0), np.clip(np.abs(block), least, most), np.abs(block))
+        half[start : start + _BLOCK] = np.copysign(size, block)
+    return half.reshape(array.shape)
 
 
 def _name_every_node(model: onnx.ModelProto) -> dict[str, str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 # Fusions whose result is slower than what it replaces (ONNX Runtime 1.32, docs/decisions.md).
 SLOW_ON_CPU = ["SkipLayerNormFusion"]
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Set to 0 to run TernaryMatMul through its function body even where the native library is there.
 NATIVE_VARIABLE = "BITNET_EXPORT_NATIVE"
 
@@ -108,6 +109,8 @@ def open_session(
     provider: str = CPU,
     native: Path | None = None,
     fuse: bool = True,
+    frugal: bool = False,
+    data_folder: Path | None = None,
 ) -> ort.InferenceSession:
     """An ONNX Runtime session with all graph optimizations and one inter-op thread.
 
@@ -115,6 +118,9 @@ def open_session(
     threads: intra-op threads, None: ONNX Runtime's default. native: a library of custom ops to
     register. fuse: False keeps DequantizeLinear apart from its MatMul, for ONNX Runtime's fused
     float16 kernel sums in float16 (measured: 3 % off on MiniLM's layers, 0.1 % without it).
+    frugal: for a few runs of a large model: what the graph computes from constants, as unpacked
+    ternary weights, is computed anew in each run and nothing is repacked, so that hardly more than
+    the file is ever in memory. data_folder: where external tensors of content given as bytes lie.
     Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
     back silently), StageError where the model does not load, UsageError for threads below 1.
     """
@@ -137,6 +143,13 @@ def open_session(
     options.intra_op_num_threads = threads or 0
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, os.fspath(data_folder))
+    disabled = SLOW_ON_CPU if provider == CPU else []
+    if frugal:
+        disabled = [*disabled, "ConstantFolding"]
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if not fuse:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
@@ -146,7 +159,7 @@ def open_session(
             path if isinstance(path, bytes) else os.fspath(path),
             options,
             providers=[provider],
-            disabled_optimizers=SLOW_ON_CPU if provider == CPU else None,
+            disabled_optimizers=disabled or None,
         )
     except Exception as error:
         raise StageError(

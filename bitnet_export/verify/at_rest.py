@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_export import compress, op
+from bitnet_export import compress, onnx_tensors, op
 from bitnet_export.errors import InputError
 from bitnet_export.packing import CODES_PER_BYTE
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bitnet_export.verify.size import FileSize
 
 GRAPH = "graph"
-_UNPACKING = ("Unsqueeze", "Reshape", "BitwiseAnd", "BitShift")
+_UNPACKING = ("Unsqueeze", "Reshape", "BitwiseAnd", "BitwiseXor", "Transpose", "BitShift")
+_SHIFTS = ([0, 2, 4, 6], [6, 4, 2, 0])  # to the lowest bits of a byte, or to the highest
 
 
 def stored_size(plain: FileSize, path: Path, at_rest: Path) -> FileSize:
@@ -83,7 +84,7 @@ def code_tensors(model: Any) -> Iterator[tuple[str, int]]:
         elif node.op_type == "BitShift" and node.input[1] in constants:
             source = _source(node.input[0], producers)
             shifts = _values(constants[node.input[1]]).tolist()
-            if shifts == [0, 2, 4, 6] and source in constants:
+            if shifts in _SHIFTS and source in constants:
                 rows, *packed = constants[source].dims
                 yield source, rows * columns.get(source, CODES_PER_BYTE * prod(packed))
 
@@ -96,6 +97,4 @@ def _source(name: str, producers: dict[str, Any]) -> str:
 
 
 def _values(tensor: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.to_array(tensor).ravel()
+    return onnx_tensors.values(tensor).ravel()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_export import onnx_io
+from bitnet_export import onnx_io, onnx_tensors
 from bitnet_export.verify.results import EmbeddingRow, finite
 
+_ROWS = 1024  # of a table compared at a time
 _CODES = re.compile(r"(?P<name>.+)\.codes(?P<copy>_\d+)?\Z")
 
 
@@ -27,7 +28,7 @@ def embedding_errors(before: Path, after: Path) -> list[EmbeddingRow]:
         scale = lowered.get(f"{match['name']}.scale{match['copy'] or ''}") if match else None
         table = floats.get(match["name"]) if match else None
         if match is not None and scale is not None and table is not None:
-            row = _compare(match["name"], _array(table), _array(codes), _array(scale))
+            row = _compare(match["name"], *map(onnx_tensors.values, (table, codes, scale)))
             rows += [] if row is None else [row]
     return rows
 
@@ -53,9 +54,13 @@ def _compare(
     bits = {table.shape[1]: 8, table.shape[1] // 2: 4}.get(codes.shape[1])
     if bits is None or codes.shape[0] != table.shape[0] or table.shape[1] % scale.shape[1]:
         return None
-    error = dequantize_blocks(codes, scale, bits) - table
-    rms = float(np.sqrt(np.mean(np.square(table, dtype=np.float64))))
-    relative = float(np.sqrt(np.mean(np.square(error, dtype=np.float64)))) / rms if rms else 0.0
+    squares, largest = np.zeros(2), 0.0
+    for start in range(0, table.shape[0], _ROWS):  # in float64, a table may be larger than memory
+        rows = slice(start, start + _ROWS)
+        error = dequantize_blocks(codes[rows], scale[rows], bits) - table[rows]
+        squares += [np.square(x, dtype=np.float64).sum() for x in (error, table[rows])]
+        largest = max(largest, float(np.abs(error).max()))
+    relative = float(np.sqrt(squares[0] / squares[1])) if squares[1] else 0.0
     return EmbeddingRow(
         name=name,
         bits=bits,
@@ -63,16 +68,9 @@ def _compare(
         columns=table.shape[1],
         block=table.shape[1] // scale.shape[1],
         relative_error=finite(relative),
-        max_abs=finite(float(np.abs(error).max())),
+        max_abs=finite(largest),
     )
 
 
 def _constants(path: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in onnx_io.read_model(path).graph.initializer}
-
-
-def _array(tensor: Any) -> np.ndarray:
-    from onnx import numpy_helper
-
-    array: np.ndarray = numpy_helper.to_array(tensor)
-    return array

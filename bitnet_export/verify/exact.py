@@ -7,19 +7,20 @@ exact: this is the check that finds a wrong kernel, packing or scale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export import onnx_io, op, packing
+from bitnet_export import onnx_io, onnx_tensors, op, packing
 from bitnet_export.errors import StageError
 from bitnet_export.verify.feeds import Case
-from bitnet_export.verify.layers import layer_name, run_exposed
-from bitnet_export.verify.parity import Pair, compare_arrays, parity_row
+from bitnet_export.verify.layers import layer_name, open_exposed
+from bitnet_export.verify.parity import Difference, Pair, compare_arrays, parity_row
 from bitnet_export.verify.results import ParityRow
+from bitnet_export.verify.runners import run_session
 from bitnet_export.verify.tolerances import Tolerance
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ LAYER_TOLERANCES = {
 }
 
 
+# What layers may put out in one run. An input's elements are taken for its rows, which a token or a
+# pixel at least is: more runs than needed at worst.
+GROUP_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class _Layer:
     name: str
@@ -54,6 +60,16 @@ class _Layer:
     packed_weight: np.ndarray
     scale: np.ndarray
     bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """used: how much of its tolerance a layer uses up."""
+
+    layer: _Layer
+    difference: Difference
+    tolerance: Tolerance
+    used: float
 
 
 def check_layers(
@@ -75,18 +91,47 @@ def check_layers(
     if not layers:
         raise StageError("no ternary layer is found again after lowering", where=str(path))
     tensors = list(dict.fromkeys(name for layer in layers for name in (layer.x, layer.y)))
-    rows = []
-    for case in cases:
-        values = run_exposed(lowered, tensors, case.feeds)
+    session = open_exposed(path, tensors)
+    rows = [_check_case(session, layers, case, kinds) for case in cases]
+    return [row for row in rows if row is not None]
+
+
+def _check_case(
+    session: Any, layers: Sequence[_Layer], case: Case, kinds: Sequence[str]
+) -> ParityRow | None:
+    """The row of one case, None where no layer has anything to compare. The layers are run in
+    groups, for all they compute may be more than fits into memory."""
+    results: list[_Result] = []
+    for group in _groups(layers, case):
+        tensors = dict.fromkeys(name for layer in group for name in (layer.x, layer.y))
+        values = run_session(session, case.feeds, list(tensors))
         # Layers that got no rows, as an expert that no token chose, have nothing to compare.
-        busy = [layer for layer in layers if values[layer.x].size]
-        if busy:
-            rows.append(_worst(busy, values, case.label, kinds))
-    return rows
+        results += [_compare(layer, values, kinds) for layer in group if values[layer.x].size]
+    if not results:
+        return None
+    worst = max(results, key=lambda r: (not r.difference, np.nan_to_num(r.used)))
+    pair = Pair("NumPy reference", f"each of {len(results)} layers on its own input", ("exact",))
+    return parity_row(pair, case.label, worst.layer.name, worst.difference, worst.tolerance)
+
+
+def _groups(layers: Sequence[_Layer], case: Case) -> Iterator[list[_Layer]]:
+    """The layers in parts whose inputs and outputs take about GROUP_BYTES at the most."""
+    rows = max((np.asarray(value).size for value in case.feeds.values()), default=1)
+    group: list[_Layer] = []
+    size = 0
+    for layer in layers:
+        needed = 4 * rows * (layer.attributes.K + layer.attributes.N)
+        if group and size + needed > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(layer)
+        size += needed
+    if group:
+        yield group
 
 
 def _layers(model: onnx.ModelProto) -> list[_Layer]:
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     constants = {t.name: t for t in model.graph.initializer}
     fields = ("K", "N", "group_size", "activation_bits")
@@ -95,7 +140,7 @@ def _layers(model: onnx.ModelProto) -> list[_Layer]:
         if node.op_type != op.OP_TYPE or any(i not in constants for i in node.input[1:] if i):
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        packed, scale, *bias = (numpy_helper.to_array(constants[i]) for i in node.input[1:] if i)
+        packed, scale, *bias = (onnx_tensors.values(constants[i]) for i in node.input[1:] if i)
         if packed.dtype == np.int32:
             packed = packing.from_int32(packed)
         found.append(
@@ -112,26 +157,19 @@ def _layers(model: onnx.ModelProto) -> list[_Layer]:
     return found
 
 
-def _worst(
-    layers: Sequence[_Layer], values: dict[str, np.ndarray], label: str, kinds: Sequence[str]
-) -> ParityRow:
-    """The layer that fails, else the one that uses up most of its tolerance."""
-    results = []
-    for layer in layers:
-        x, y = values[layer.x], values[layer.y]
-        attributes = layer.attributes
-        if "float-activations" in kinds:  # what was lowered: the product without int8 rounding
-            attributes = replace(attributes, activation_bits=0)
-        want = op.reference_ternary_matmul(
-            x, layer.packed_weight, layer.scale, layer.bias, attributes=attributes
-        )
-        tolerance = _tolerance(layer, kinds)
-        difference = compare_arrays(want, y, tolerance)
-        used = difference.max_abs / difference.limit if difference.limit else 0.0
-        results.append((not difference, used, layer, difference, tolerance))
-    _, _, layer, difference, tolerance = max(results, key=lambda r: (r[0], np.nan_to_num(r[1])))
-    pair = Pair("NumPy reference", f"each of {len(layers)} layers on its own input", ("exact",))
-    return parity_row(pair, label, layer.name, difference, tolerance)
+def _compare(layer: _Layer, values: dict[str, np.ndarray], kinds: Sequence[str]) -> _Result:
+    """One layer's output against the reference on the input it had."""
+    x, y = values[layer.x], values[layer.y]
+    attributes = layer.attributes
+    if "float-activations" in kinds:  # what was lowered: the product without int8 rounding
+        attributes = replace(attributes, activation_bits=0)
+    want = op.reference_ternary_matmul(
+        x, layer.packed_weight, layer.scale, layer.bias, attributes=attributes
+    )
+    tolerance = _tolerance(layer, kinds)
+    difference = compare_arrays(want, y, tolerance)
+    used = difference.max_abs / difference.limit if difference.limit else 0.0
+    return _Result(layer, difference, tolerance, used)
 
 
 def _tolerance(layer: _Layer, kinds: Sequence[str]) -> Tolerance:

@@ -6,22 +6,21 @@ use: the first layer that jumps is the one to look at. Whole outputs are parity.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitnet_export import onnx_io, op, packing
+from bitnet_export import onnx_io, onnx_tensors, op, packing
 from bitnet_export.errors import InputError
 from bitnet_export.passes.lower_rtx import int4_weights
 from bitnet_export.passes.pack_convolutions import channel_trits
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.parity import cosine_similarity
 from bitnet_export.verify.results import LayerRow, finite
-from bitnet_export.verify.runners import run_session
+from bitnet_export.verify.runners import run_frugally, run_session
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +53,7 @@ def layer_name(node: onnx.NodeProto) -> str:
 
 def layer_weights(function_path: Path | str) -> dict[str, LayerWeights]:
     """K, N and the part of zeros of every TernaryMatMul and ternary Conv of a model, by layer."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     model = onnx_io.read_model(Path(function_path))
     constants = {t.name: t for t in model.graph.initializer}
@@ -63,12 +62,12 @@ def layer_weights(function_path: Path | str) -> dict[str, LayerWeights]:
         if node.op_type not in (op.OP_TYPE, "Conv") or node.input[1] not in constants:
             continue
         if node.op_type == "Conv":
-            ternary = channel_trits(numpy_helper.to_array(constants[node.input[1]]))
+            ternary = channel_trits(onnx_tensors.values(constants[node.input[1]]))
             if ternary is not None:
                 found[layer_name(node)] = _weights_of(ternary[0])
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        packed = numpy_helper.to_array(constants[node.input[1]])
+        packed = onnx_tensors.values(constants[node.input[1]])
         if packed.dtype == np.int32:
             packed = packing.from_int32(packed)
         found[layer_name(node)] = _weights_of(packing.unpack(packed, attributes["K"]))
@@ -104,8 +103,10 @@ def compare_layers(
             where=str(lowered_path),
             fix="compare the two files of one export",
         )
-    references = run_exposed(function, [p[0] for p in pairs.values()], feeds, threads)
-    others = run_exposed(lowered, [p[1] for p in pairs.values()], feeds, threads)
+    references, others = (
+        run_session(open_exposed(path, [p[side] for p in pairs.values()], threads), feeds)
+        for side, path in enumerate((function_path, lowered_path))
+    )
     kernels = {name: kernel_behind(lowered, tensor) for name, (_, tensor) in pairs.items()}
     return {
         name: layer_error(references[a], others[b], kernels[name]) for name, (a, b) in pairs.items()
@@ -182,20 +183,21 @@ def kernel_behind(model: onnx.ModelProto, tensor: str) -> str:
     return ""
 
 
-def run_exposed(
-    model: onnx.ModelProto,
-    tensors: list[str],
-    feeds: dict[str, np.ndarray],
-    threads: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Run ``model`` with ``tensors`` added to its outputs."""
+def open_exposed(path: Path | str, tensors: Sequence[str], threads: int | None = None) -> Any:
+    """A session of the model at ``path`` with ``tensors`` added to its outputs. No file is written:
+    external tensors stay where they are."""
     import onnx
 
+    path = Path(path)
+    model = onnx_io.read_model(path)
     known = {value.name for value in model.graph.output}
     for name in dict.fromkeys(tensors):
         if name not in known:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-    with tempfile.TemporaryDirectory() as folder:
-        path = onnx_io.write_model(model, Path(folder) / "exposed.onnx")
-        session = open_session(path, threads=threads, fuse=not int4_weights(model))
-        return run_session(session, feeds)
+    return open_session(
+        onnx_tensors.named_beside_each(model).SerializeToString(),
+        threads=threads,
+        fuse=not int4_weights(model),
+        frugal=run_frugally(path),
+        data_folder=path.parent.absolute(),
+    )

@@ -14,7 +14,7 @@ from typing import Any
 from bitnet_export.errors import InputError, StageError, first_line
 from bitnet_export.targets.session import open_session
 from bitnet_export.verify.feeds import Case
-from bitnet_export.verify.runners import run_session
+from bitnet_export.verify.runners import run_frugally, run_session
 
 
 def refused_cases(path: Path, cases: Sequence[Case], threads: int | None = None) -> dict[str, str]:
@@ -22,7 +22,7 @@ def refused_cases(path: Path, cases: Sequence[Case], threads: int | None = None)
 
     Raises StageError where it does not load.
     """
-    session = open_session(path, threads=threads)
+    session = open_session(path, threads=threads, frugal=run_frugally(path))
     reasons = {}
     for case in cases:
         try:

@@ -20,12 +20,24 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import RunResults
 from polygraphy.logger import G_LOGGER
 
+from bitnet_export import onnx_io
 from bitnet_export.errors import InputError, StageError
 from bitnet_export.load.data import as_dtype
 from bitnet_export.targets.session import CPU, open_session
 
 if TYPE_CHECKING:
     import torch
+
+
+# Bytes of an ONNX file from which it is run frugally where it runs a few times only. Twenty times
+# as much would be in memory once its 2-bit weights are unpacked (docs/decisions.md).
+FRUGAL_BYTES = 100_000_000
+
+
+def run_frugally(path: Path) -> bool:
+    """Whether unpacking the weights of an ONNX file for good would take gigabytes."""
+    files = (path, onnx_io.data_file(path))
+    return sum(file.stat().st_size for file in files if file.is_file()) > FRUGAL_BYTES
 
 
 # ONNX Runtime's names of the types that numpy has, too.
@@ -39,17 +51,20 @@ _DTYPES = {
 }
 
 
-def run_session(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name; feeds the graph does not take are left out (an exporter may drop one), the
-    others are given in its dtypes. Raises InputError for values that do not fit them."""
+def run_session(
+    session: Any, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Outputs by name, all or those asked for; feeds the graph does not take are left out (an
+    exporter may drop one), the others are given in its dtypes. Raises InputError for values that do
+    not fit them."""
     wanted = {i.name: i.type for i in session.get_inputs()}
     given = {name: array for name, array in feeds.items() if name in wanted}
     for name, array in given.items():
         dtype = _DTYPES.get(wanted[name])
         if dtype is not None:
             given[name] = as_dtype(np.asarray(array), dtype, name, "feeds")
-    outputs = session.run(None, given)
-    return dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
+    names = [o.name for o in session.get_outputs()] if outputs is None else list(outputs)
+    return dict(zip(names, session.run(names, given), strict=True))
 
 
 def onnx_runner(
@@ -60,13 +75,16 @@ def onnx_runner(
     provider: str = CPU,
     native: Path | None = None,
     fuse: bool = True,
+    frugal: bool = False,
 ) -> BaseRunner:
     """A Polygraphy runner on an ONNX file. The session is made when the runner is activated.
 
-    native: a library of custom operators to run it with. fuse: as open_session's."""
+    native: a library of custom operators to run it with. fuse, frugal: as open_session's."""
 
     def open_it() -> Any:
-        return open_session(path, threads=threads, provider=provider, native=native, fuse=fuse)
+        return open_session(
+            path, threads=threads, provider=provider, native=native, fuse=fuse, frugal=frugal
+        )
 
     return OnnxrtRunner(open_it, name=name)
 

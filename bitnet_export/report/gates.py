@@ -69,9 +69,7 @@ def left_out(report: Report, limits: Limits) -> list[tuple[GateRow, str]]:
 
 
 def _left_out_text(row: GateRow) -> str:
-    limit = row.limit or 0.0
-    shown = f"{100 * limit:.4g}%" if row.name.startswith("max") else f"{limit:.4g}x"
-    option = f"--{row.name.replace('_', '-')} {shown}"
+    option = f"--{row.name.replace('_', '-')} {_shown(row.name, row.limit or 0.0)}"
     verdict = "passed" if row.passed else "failed"
     return f"not judged: {option}, which the run before {verdict}; give it again to have it judged"
 
@@ -117,9 +115,7 @@ def _speed_gate(report: Report, limit: float) -> GateRow:
         return _not_measured(name, limit, "speed was not measured")
     worst = min(report.speed, key=lambda row: row.ratio)
     detail = f"{worst.ratio:.2f}x at {worst.shape}, {_threads(worst.threads)}, the slowest shape"
-    return GateRow(
-        name=name, value=worst.ratio, limit=limit, passed=worst.ratio >= limit, detail=detail
-    )
+    return _judged(name, worst.ratio, limit, worst.ratio >= limit, detail)
 
 
 def _threads(count: int) -> str:
@@ -132,17 +128,28 @@ def _compression_gate(report: Report, limit: float) -> GateRow:
         return _not_measured(name, limit, "size was not measured")
     ratio = report.size.ratio
     detail = f"{ratio:.2f}x smaller than the {report.size.baseline_dtype} file"
-    return GateRow(name=name, value=ratio, limit=limit, passed=ratio >= limit, detail=detail)
+    return _judged(name, ratio, limit, ratio >= limit, detail)
 
 
 def _quality_gate(report: Report, limit: float) -> GateRow:
     name, quality = "max_quality_loss", report.quality
     if quality is None or quality.loss is None:
         return _not_measured(name, limit, "the loss of quality could not be measured")
-    detail = f"{quality.metric}: {quality.value:.4g}, full precision {quality.baseline:.4g}"
-    return GateRow(
-        name=name, value=quality.loss, limit=limit, passed=quality.loss <= limit, detail=detail
-    )
+    values = f"{quality.metric} {quality.value:.4g}, full precision {quality.baseline:.4g}"
+    detail = f"{100 * quality.loss:.3g} % lost: {values}"
+    return _judged(name, quality.loss, limit, quality.loss <= limit, detail)
+
+
+def _judged(name: str, value: float, limit: float, passed: bool, detail: str) -> GateRow:
+    """A row of a measured gate; where it failed the limit is named, for who only sees the line."""
+    if not passed:
+        detail += f"; the limit is {_shown(name, limit)}"
+    return GateRow(name=name, value=value, limit=limit, passed=passed, detail=detail)
+
+
+def _shown(name: str, limit: float) -> str:
+    """A limit as the command line takes it: 10% or 1.5x."""
+    return f"{100 * limit:.4g}%" if name.startswith("max") else f"{limit:.4g}x"
 
 
 def _not_measured(name: str, limit: float, detail: str) -> GateRow:

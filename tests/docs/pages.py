@@ -67,7 +67,8 @@ def commands(block: Block) -> list[list[str]]:
     if is_python(block):
         return []
     text = block.text.replace("\\\n", " ")
-    lines = [line.removeprefix("$ ") for line in text.splitlines() if not line.startswith("#")]
+    lines = [re.sub(r"^(\$|- run:) ", "", line) for line in text.splitlines()]
+    lines = [line.partition(" >>")[0] for line in lines]
     split = [shlex.split(line, comments=True) for line in lines if STARTS.match(line)]
     return [words for words in split if words]
 

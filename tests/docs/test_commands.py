@@ -49,6 +49,7 @@ def test_the_pages_are_read():
     assert {words[0] for words in found} >= {"finetune", "convert", "bench", "verify", "report"}
     assert len(found) > 25
     assert len(INLINE) > 20
+    assert ["report", "out/release", "--markdown"] in found  # a step of a CI job
     continued = next(words for where, words in TYPED if where.startswith("docs/tensorrt.md"))
     assert continued[-1] == "attention_mask:8x128"  # three lines of one command in a list item
 

@@ -39,6 +39,16 @@ def test_limits(limits, expected):
     report = judge(sample.unjudged(), limits)
     assert failed(report) == expected
     assert report.passed == (not expected)
+    for gate in report.gates:
+        assert gate.passed != ("; the limit is " in gate.detail)
+
+
+def test_a_failed_gate_names_its_limit():
+    limits = GateLimits(min_speedup=9, max_quality_loss=0.025)
+    speed, quality = judge(sample.unjudged(), limits).gates[-2:]
+    assert speed.detail.endswith("the slowest shape; the limit is 9x")
+    assert quality.detail.endswith("full precision 1; the limit is 2.5%")
+    assert "% lost: " in quality.detail
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of them (doctor's advice, a report's environment block) is decided elsewhere.
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import importlib.metadata
 import os
@@ -118,12 +119,44 @@ def ort_providers() -> list[str]:
 
 @cache
 def gpus() -> tuple[dict[str, str], ...]:
-    """NVIDIA GPUs as nvidia-smi lists them: name, compute_capability, memory, driver."""
-    query = "name,compute_cap,memory.total,driver_version"
+    """NVIDIA GPUs by nvidia-smi: name, compute_capability, memory, driver. Of several, those that
+    CUDA lets this process see come first, in CUDA's order: the first is the one that is used."""
+    query = "name,compute_cap,memory.total,driver_version,pci.bus_id"
     text = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    keys = ("name", "compute_capability", "memory", "driver")
-    return tuple(dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys))
+    keys = ("name", "compute_capability", "memory", "driver", "bus")
+    found = [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+    order = {_bus(name): i for i, name in enumerate(cuda_bus_ids())} if len(found) > 1 else {}
+    found.sort(key=lambda gpu: order.get(_bus(gpu["bus"]), len(order)))
+    return tuple({key: gpu[key] for key in keys[:-1]} for gpu in found)
+
+
+def cuda_bus_ids(library: str = "libcuda.so.1") -> list[str]:
+    """PCI bus ids of the devices that CUDA's driver shows this process, its device 0 first (by
+    default the fastest; CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER decide); [] without one."""
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return []
+    count, device, text = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(32)
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    names = []
+    for i in range(count.value):
+        if cuda.cuDeviceGet(ctypes.byref(device), i):
+            return []
+        if cuda.cuDeviceGetPCIBusId(text, len(text), device):
+            return []
+        names.append(text.value.decode())
+    return names
+
+
+def _bus(name: str) -> tuple[int, ...]:
+    """ "00000000:01:00.0" and "0000:01:00.0" are one place; () for what is none."""
+    try:
+        return tuple(int(part, 16) for part in name.replace(".", ":").split(":"))
+    except ValueError:
+        return ()
 
 
 def tool_version(tool: str, *arguments: str) -> str | None:

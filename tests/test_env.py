@@ -2,7 +2,10 @@
 
 import os
 import platform
+import shutil
+import subprocess
 
+import pytest
 import torch
 
 from bitnet_export import env
@@ -43,15 +46,65 @@ def test_missing_tools_are_none():
     assert env.shared_library("no_such_library_anywhere") is None
 
 
-def test_gpus_are_read(monkeypatch):
+GPUS = """\
+GeForce GTX 1660, 7.5, 6144 MiB, 550.54, 00000000:01:00.0
+NVIDIA GeForce RTX 3090, 8.6, 24576 MiB, 550.54, 00000000:41:00.0
+"""
+
+
+@pytest.fixture
+def nvidia_smi(monkeypatch):
+    """Sets what nvidia-smi prints."""
+
+    def prints(text: str) -> None:
+        env.gpus.cache_clear()
+        monkeypatch.setattr(env, "_output", lambda *command: text)
+
+    yield prints
     env.gpus.cache_clear()
-    line = "Tesla T4, 7.5, 15360 MiB, 550.54"
-    monkeypatch.setattr(env, "_output", lambda *command: f"{line}\n{line}\n")
-    assert [gpu["compute_capability"] for gpu in env.gpus()] == ["7.5", "7.5"]
-    env.gpus.cache_clear()
-    monkeypatch.setattr(env, "_output", lambda *command: "")
+
+
+def test_gpus_are_read(nvidia_smi):
+    nvidia_smi(GPUS)
+    assert [gpu["compute_capability"] for gpu in env.gpus()] == ["7.5", "8.6"]
+    assert set(env.gpus()[0]) == {"name", "compute_capability", "memory", "driver"}
+    nvidia_smi("")
     assert env.gpus() == ()
-    env.gpus.cache_clear()
+
+
+def test_the_gpu_that_cuda_uses_comes_first(nvidia_smi, monkeypatch):
+    for cuda, names in [
+        (["0000:41:00.0", "0000:01:00.0"], ["RTX 3090", "GTX 1660"]),
+        (["0000:01:00.0"], ["GTX 1660", "RTX 3090"]),
+        (["0000:41:00.0"], ["RTX 3090", "GTX 1660"]),
+        (["?"], ["GTX 1660", "RTX 3090"]),
+    ]:
+        monkeypatch.setattr(env, "cuda_bus_ids", lambda found=cuda: found)
+        nvidia_smi(GPUS)
+        assert [gpu["name"][-len(n) :] for gpu, n in zip(env.gpus(), names, strict=True)] == names
+
+
+DRIVER = """
+#include <stdio.h>
+int cuInit(unsigned flags) { return STATUS; }
+int cuDeviceGetCount(int* count) { *count = 2; return 0; }
+int cuDeviceGet(int* device, int i) { *device = 7 - i; return i > 1; }
+int cuDeviceGetPCIBusId(char* text, int size, int device) {
+  return snprintf(text, size, "0000:%02x:00.0", device) < 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_the_driver_is_asked(tmp_path):
+    (tmp_path / "driver.c").write_text(DRIVER)
+    for status in (0, 100):
+        library = tmp_path / f"driver{status}.so"
+        command = ["gcc", "-shared", "-fPIC", f"-DSTATUS={status}", "-o", library, "driver.c"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        found = ["0000:07:00.0", "0000:06:00.0"] if status == 0 else []
+        assert env.cuda_bus_ids(str(library)) == found
+    assert env.cuda_bus_ids("no-such-library.so") == []
 
 
 def test_hanging_and_failing_probes_are_empty():

@@ -45,8 +45,10 @@ def previous_report(subject: Subject, progress: Progress) -> Report:
 def judge_again(report: Report, gates: GateOptions, progress: Progress, *, parity: bool) -> Report:
     """The report judged by the limits of this run; says which of the run before no longer count,
     and keeps that in the report where one had failed."""
-    from bitnet_export.report.gates import left_out
+    from bitnet_export.report.gates import left_out, left_out_start
 
+    again = tuple(left_out_start(name) for name, limit in vars(gates).items() if limit is not None)
+    report.warnings = [text for text in report.warnings if not text.startswith(again)]
     for row, text in left_out(report, gates):
         if row.passed:
             progress.note(text)

@@ -73,3 +73,14 @@ def test_a_limit_given_again_takes_the_place_of_the_old_one():
     report = reopened.judge_again(before, GateOptions(min_speedup=1.0), said, parity=True)
     assert report.passed
     assert not said.notes + said.warnings
+
+
+def test_the_warning_goes_when_the_limit_is_judged_again():
+    before = judge(sample.unjudged(), GateOptions(min_speedup=9.0))
+    dropped = reopened.judge_again(before, GateOptions(), Said(), parity=True)
+    assert any("--min-speedup" in text for text in dropped.warnings)
+    still = reopened.judge_again(dropped, GateOptions(min_compression=1.0), Said(), parity=True)
+    assert still.warnings == dropped.warnings  # nothing judged it since
+    given = reopened.judge_again(still, GateOptions(min_speedup=9.0), Said(), parity=True)
+    assert not given.passed
+    assert not any("--min-speedup" in text for text in given.warnings)

@@ -69,9 +69,15 @@ def left_out(report: Report, limits: Limits) -> list[tuple[GateRow, str]]:
 
 
 def _left_out_text(row: GateRow) -> str:
-    option = f"--{row.name.replace('_', '-')} {_shown(row.name, row.limit or 0.0)}"
     verdict = "passed" if row.passed else "failed"
-    return f"not judged: {option}, which the run before {verdict}; give it again to have it judged"
+    limit = _shown(row.name, row.limit or 0.0)
+    start = left_out_start(row.name)
+    return f"{start} {limit}, which the run before {verdict}; give it again to have it judged"
+
+
+def left_out_start(name: str) -> str:
+    """How the line on a gate that is left out begins."""
+    return f"not judged: --{name.replace('_', '-')}"
 
 
 def _parity_gate(rows: list[ParityRow]) -> GateRow:

@@ -5,6 +5,8 @@ import ast
 import importlib
 import inspect
 import itertools
+import re
+import textwrap
 
 import pytest
 
@@ -78,6 +80,12 @@ def test_names_and_arguments_exist(block):
 def test_a_wrong_name_or_argument_would_be_noticed(source):
     with pytest.raises((AttributeError, ImportError, TypeError)):
         check(source)
+
+
+def test_the_example_of_the_package_itself():
+    example = re.search(r"\n\n((?:    .*\n|\n)+)", bitnet_export.__doc__)[1]
+    assert "be.run_export" in example
+    check(textwrap.dedent(example))
 
 
 def test_every_public_name_is_on_the_page():

@@ -284,6 +284,10 @@ class ExportRun:
             with self.stage("verify"):
                 sizes = shapes.verify_shapes(loaded, options)
                 assess.verify(report, made, sizes, options.gates.atol, options.per_layer)
+        made.module = loaded.module = (
+            None  # what follows runs the files; a large one needs the room
+        )
+        if options.verify:
             with self.stage("quality"):
                 assess.measure_quality(
                     report, made, options.metric, options.metric_data or options.data

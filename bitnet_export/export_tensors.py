@@ -20,14 +20,22 @@ def write_tensors(model: Any, data: Path) -> onnx.ModelProto:
     """An onnx_ir model -> the same as protobuf. Where it is large its tensors are in ``data``, to
     which it refers by the whole path (onnx_io.write_model leaves them there); else in the message.
 
-    Raises StageError where they cannot be written.
+    ``model`` has no tensors afterwards. Raises StageError where they cannot be written.
     """
     import onnx_ir as ir
 
-    weights = [v for v in model.graph.initializers.values() if v.const_value is not None]
-    if sum(v.const_value.nbytes for v in weights) <= onnx_io.EXTERNAL_DATA_BYTES:
+    try:
+        _write_large(model.graph, data)
         return ir.to_proto(model)
-    _fold_transposes(model.graph)
+    finally:
+        _forget_tensors(model.graph)
+
+
+def _write_large(graph: Any, data: Path) -> None:
+    weights = [v for v in graph.initializers.values() if v.const_value is not None]
+    if sum(v.const_value.nbytes for v in weights) <= onnx_io.EXTERNAL_DATA_BYTES:
+        return
+    _fold_transposes(graph)
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
         with data.open("wb") as file:
@@ -41,7 +49,15 @@ def write_tensors(model: Any, data: Path) -> onnx.ModelProto:
             where=str(data),
             fix="free some space or choose another directory",
         ) from error
-    return ir.to_proto(model)
+
+
+def _forget_tensors(graph: Any) -> None:
+    """onnxscript's optimizer keeps the last graph it saw, which keeps the module's weights: after a
+    full-precision export they would stay in memory for good."""
+    made = (value for node in graph for value in node.outputs)
+    replaced = getattr(graph.inputs, "_ref_counter", ())  # inputs that the graph once had
+    for value in (*graph.inputs, *graph.initializers.values(), *made, *replaced):
+        value.const_value = None
 
 
 def _moved(tensor: Any, name: str, file: Any, path: Path) -> Any:

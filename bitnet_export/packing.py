@@ -49,9 +49,8 @@ def pack(trits: npt.ArrayLike, multiple: int = ROW_MULTIPLE) -> UInt8Array:
     n, k = w.shape
     codes = np.full((n, padded_size(k, multiple)), ZERO_CODE, np.uint8)
     codes[:, :k] += w.astype(np.int8).view(np.uint8)  # wraps: 2 + (-1) == 1 in uint8
-    quads = codes.reshape(n, -1, CODES_PER_BYTE)
-    shifts = np.arange(0, 8, 2, dtype=np.uint8)
-    return np.bitwise_or.reduce(quads << shifts, axis=-1)
+    first, second, third, fourth = (codes[:, i::CODES_PER_BYTE] for i in range(CODES_PER_BYTE))
+    return np.asarray(first | second << 2 | third << 4 | fourth << 6, np.uint8)
 
 
 def unpack(packed_weight: UInt8Array, k: int) -> Int8Array:

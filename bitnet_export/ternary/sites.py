@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bitnet_export.errors import InputError
 from bitnet_export.load.hf_bitnet import BitNetLinear, from_hf_layer, is_hf_bitnet
+from bitnet_export.load.model import is_finite
 from bitnet_export.ternary.attention import SplitMultiheadAttention
 from bitnet_export.ternary.config import LayerStatus, TernaryConfig
 from bitnet_export.ternary.conv import BitConv1d, BitConv2d, conv_spec, why_float
@@ -124,7 +125,7 @@ def _decide_site(
         reason = f"K={weight.shape[1]} is below min_k={config.min_k}"
     if reason is None and not weight.dtype.is_floating_point:
         reason = f"weights are {weight.dtype}, not floating point"
-    if reason is None and not bool(torch.isfinite(weight).all()):
+    if reason is None and not is_finite(weight):
         raise InputError(
             "the weights hold NaN or Inf", where=path, fix="check the checkpoint it came from"
         )

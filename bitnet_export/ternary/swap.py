@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitnet_export.errors import InputError, UsageError
 from bitnet_export.load.experts import restore_experts, split_experts
+from bitnet_export.load.model import is_finite
 from bitnet_export.ternary.attention import (
     PROJECTIONS,
     SplitMultiheadAttention,
@@ -74,7 +75,7 @@ def convert(model: nn.Module) -> list[LayerStatus]:
     def to_packed(path: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, BitLayer):
             return None
-        if not bool(module.weight.isfinite().all()):
+        if not is_finite(module.weight):
             raise InputError("the weights hold NaN or Inf", where=path, fix="train it again")
         new = module.freeze()
         if isinstance(new, TernaryLayer):

@@ -7,7 +7,7 @@ exact: this is the check that finds a wrong kernel, packing or scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,8 @@ LAYER_TOLERANCES = {
 }
 
 
-# What layers may put out in one run. An input's elements are taken for its rows, which a token or a
-# pixel at least is: more runs than needed at worst.
+# What layers may put out in one run. Their rows are no more than the elements of the largest feed;
+# how many they are is seen on the first layer, where that estimate is too large.
 GROUP_BYTES = 1 << 30
 
 
@@ -102,9 +102,16 @@ def _check_case(
     """The row of one case, None where no layer has anything to compare. The layers are run in
     groups, for all they compute may be more than fits into memory."""
     results: list[_Result] = []
-    for group in _groups(layers, case):
+    waiting, seen = list(layers), 0
+    bound = max((np.asarray(value).size for value in case.feeds.values()), default=1)
+    while waiting:
+        count = _fitting(waiting, seen or bound)
+        if not seen and count < len(waiting):
+            count = 1
+        group, waiting = waiting[:count], waiting[count:]
         tensors = dict.fromkeys(name for layer in group for name in (layer.x, layer.y))
         values = run_session(session, case.feeds, list(tensors))
+        seen = max(seen, *(values[layer.x].size // layer.attributes.K for layer in group))
         # Layers that got no rows, as an expert that no token chose, have nothing to compare.
         results += [_compare(layer, values, kinds) for layer in group if values[layer.x].size]
     if not results:
@@ -114,20 +121,11 @@ def _check_case(
     return parity_row(pair, case.label, worst.layer.name, worst.difference, worst.tolerance)
 
 
-def _groups(layers: Sequence[_Layer], case: Case) -> Iterator[list[_Layer]]:
-    """The layers in parts whose inputs and outputs take about GROUP_BYTES at the most."""
-    rows = max((np.asarray(value).size for value in case.feeds.values()), default=1)
-    group: list[_Layer] = []
-    size = 0
-    for layer in layers:
-        needed = 4 * rows * (layer.attributes.K + layer.attributes.N)
-        if group and size + needed > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(layer)
-        size += needed
-    if group:
-        yield group
+def _fitting(layers: Sequence[_Layer], rows: int) -> int:
+    """How many of the first layers, one at least, put out GROUP_BYTES together at the most, where
+    their inputs have so many rows."""
+    sizes = np.cumsum([4 * rows * (la.attributes.K + la.attributes.N) for la in layers])
+    return max(1, int((sizes <= GROUP_BYTES).sum()))
 
 
 def _layers(model: onnx.ModelProto) -> list[_Layer]:

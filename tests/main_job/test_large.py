@@ -1,7 +1,9 @@
 """Models past the 2 GB of protobuf, with the limit lowered: every file that a run writes keeps its
 tensors in a file of their own, and all that comes out is what comes out of a small model."""
 
+import gc
 import os
+import weakref
 
 import numpy as np
 import onnx
@@ -12,10 +14,14 @@ from torch import nn
 from bitnet_export import onnx_io, onnx_tensors
 from bitnet_export.export import export_module
 from bitnet_export.load import load, save
+from bitnet_export.opening import export_loaded
 from bitnet_export.options import BenchOptions, ExportOptions, VerifyOptions
 from bitnet_export.passes.opset import raise_opset
 from bitnet_export.pipeline import run_bench, run_export, run_verify
 from bitnet_export.targets import load_session
+from bitnet_export.ternary import convert, prepare
+from bitnet_export.verify import exact
+from bitnet_export.verify.feeds import Case
 from tests.main_job import models
 
 pytestmark = pytest.mark.slow
@@ -234,3 +240,42 @@ def test_a_large_old_file_is_raised_to_a_new_opset(foreign, tmp_path, monkeypatc
     assert {t.name: t.SerializeToString() for t in raised.graph.initializer} == before
     assert onnx_io.model_opset(raised) == 20
     assert raised.metadata_props[0].value == "elsewhere"
+
+
+def test_no_weight_outlives_the_layer_it_became_ternary_in(decoder, tmp_path, low_limit):
+    """onnxscript keeps what it exported last; the full-precision weights must not be part of it."""
+    loaded = load(decoder)
+    weights = {
+        name: weakref.ref(weight)
+        for name, weight in loaded.module.named_parameters()
+        if name.endswith("proj.weight")
+    }
+    model = export_loaded(loaded, path=tmp_path / "model.onnx")
+    prepare(loaded.module)
+    convert(loaded.module)
+    gc.collect()
+    assert model.graph.node
+    assert len(weights) == 7
+    assert [name for name, weight in weights.items() if weight() is not None] == []
+
+
+@pytest.mark.parametrize("limit", [1, 20_000])
+def test_layers_are_checked_in_parts(toy, tmp_path, monkeypatch, limit):
+    """Whatever a run has room for, each layer is compared, and the worst one named."""
+    exported(toy, tmp_path / "out", "onnx", verify=False)
+    feeds = {"ids": np.arange(12).reshape(2, 6)}
+    arguments = (
+        tmp_path / "out/intermediate/ternary.onnx",
+        tmp_path / "out/model.onnx",
+        [Case("a case", feeds)],
+        ["function"],
+    )
+    (whole,) = exact.check_layers(*arguments)
+    monkeypatch.setattr(exact, "GROUP_BYTES", limit)
+    runs = []
+    run = exact.run_session
+    monkeypatch.setattr(exact, "run_session", lambda *a: runs.append(a[2]) or run(*a))
+    (parts,) = exact.check_layers(*arguments)
+    assert parts == whole
+    assert len(runs) == 2
+    assert sum(map(len, runs)) == 4

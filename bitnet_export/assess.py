@@ -94,6 +94,7 @@ def verify(
     shapes: Sequence[Sizes],
     atol: float | None,
     per_layer: bool,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Parity rows: torch -> function -> lowered, and every layer against the NumPy reference."""
     from bitnet_export.verify import exact, layers, parity, runners
@@ -127,9 +128,11 @@ def verify(
         implementations[TORCH] = runners.load_results(saved)
     if TORCH in implementations:
         pairs.insert(0, parity.Pair(TORCH, FUNCTION, ("function",), depth))
+    on_step(f"whole models at {len(cases)} shapes")
     report.parity += parity.run_parity(
         implementations, pairs, cases, atol=atol, save={TORCH: saved} if subject.module else None
     )
+    on_step(f"{depth} layers, each on the input it had, at {len(cases)} shapes")
     report.parity += exact.check_layers(subject.ternary, subject.model, cases, kinds)
     _verify_engine(report, subject, implementations[LOWERED], cases, atol, depth)
     if per_layer:

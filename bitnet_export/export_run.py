@@ -283,10 +283,16 @@ class ExportRun:
         if options.verify:
             with self.stage("verify"):
                 sizes = shapes.verify_shapes(loaded, options)
-                assess.verify(report, made, sizes, options.gates.atol, options.per_layer)
-        made.module = loaded.module = (
-            None  # what follows runs the files; a large one needs the room
-        )
+                assess.verify(
+                    report,
+                    made,
+                    sizes,
+                    options.gates.atol,
+                    options.per_layer,
+                    on_step=lambda text: self.stage.progress.update(0, 0, text),
+                )
+        # What follows runs the files; a large model leaves its room to them.
+        made.module = loaded.module = None
         if options.verify:
             with self.stage("quality"):
                 assess.measure_quality(

@@ -7,6 +7,7 @@ checked and measured is in assess.py.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +103,7 @@ def _write_directory(
         lowered = target.lower(
             ternary_model, options, opt_sizes, on_pass=lambda p: stage.progress.update(0, 0, p)
         )
+        del ternary_model  # no large model stays in memory longer than somebody needs it
         work.store_kept(lowered)
         onnx_io.write_model(lowered.model, work.out / manifest.MODEL)
         onnx_io.check_model(lowered.model, manifest.MODEL)
@@ -120,6 +122,7 @@ def _write_directory(
         with stage("compress", "zstd"):
             compress.compress_model(work.out / manifest.MODEL)
     work.write_manifest(lowered, opt_sizes, job.environment)
+    lowered.model = onnx_io.skeleton(lowered.model)
     report = work.assess(lowered, target.runs_on_cpu or engine_runs_here(job.environment))
     if not options.keep_intermediate:
         drop_intermediate(work.out)
@@ -142,9 +145,16 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
     with stage("verify"):
         report.parity, report.warnings = [], []
         sizes = shapes_of(subject)
-        assess.verify(report, subject, sizes, options.gates.atol, options.per_layer)
+        assess.verify(
+            report,
+            subject,
+            sizes,
+            options.gates.atol,
+            options.per_layer,
+            on_step=lambda text: stage.progress.update(0, 0, text),
+        )
     data = options.metric_data or options.data
-    with stage("quality"), TemporaryDirectory(prefix="bitnet-export-") as folder:
+    with stage("quality"), _reference_folder(options) as folder:
         reference = None
         if options.reference is not None:
             reference = Path(folder) / "reference.onnx"
@@ -156,6 +166,14 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
     report = reopened.judge_again(report, options.gates, stage.progress, parity=True)
     assess.write(report, options.directory)
     return report
+
+
+def _reference_folder(options: VerifyOptions) -> AbstractContextManager[str]:
+    """For the model of --reference, which may be large: where there is room for the others, not in
+    /tmp, which is memory on many machines."""
+    if options.reference is None:
+        return nullcontext("")
+    return TemporaryDirectory(prefix=".reference-", dir=options.directory)
 
 
 def run_bench(options: BenchOptions, progress: Progress | None = None) -> Report:

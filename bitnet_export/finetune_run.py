@@ -205,8 +205,14 @@ def finetune_for_export(
     assert loaded.module is not None
     config = recipe.finetune_config(steps=options.finetune_steps, seed=options.seed)
     check_batch(loaded, config.batch_size)
-    samples = _samples(loaded, options.data)
-    result = finetune(loaded.module, teacher, samples, config, progress=on_step(progress))
+    result = finetune(
+        loaded.module,
+        teacher,
+        _samples(loaded, options.data),
+        config,
+        tokenizer=own_tokenizer(options.model),
+        progress=on_step(progress),
+    )
     return history.finetune_block(result, config)
 
 

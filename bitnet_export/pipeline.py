@@ -79,14 +79,29 @@ def _check_options(options: ExportOptions, target: Target) -> None:
                 where="--metric --no-verify",
                 fix="leave one of the two out",
             )
-    if options.metric_data is not None and not options.metric_data.exists():
-        raise InputError("there is no such file", where=f"--metric-data {options.metric_data}")
+    _check_data_file(options.metric_data, "--metric-data")
+    if not options.finetune_steps:  # which may be on text
+        _check_data_file(options.data, "--data")
     if options.compress and options.target not in ("onnx", "ort"):
         raise UsageError(
             "an engine is built and run from plain files",
             where=f"--compress --target {options.target}",
             fix="leave --compress out; targets onnx and ort have it",
         )
+
+
+def _check_data_file(path: Path | None, option: str) -> None:
+    """Raise InputError for data that quality cannot be measured on: no file, or a directory."""
+    if path is None or path.is_file():
+        return
+    if path.is_dir():
+        raise InputError(
+            "it is a directory; what is calibrated and measured on are arrays by input name",
+            where=f"{option} {path}",
+            fix="write them to an npz file (numpy.savez) or a safetensors file; text is for "
+            "fine-tuning alone",
+        )
+    raise InputError("there is no such file", where=f"{option} {path}")
 
 
 def _write_directory(
@@ -137,6 +152,8 @@ def run_verify(options: VerifyOptions, progress: Progress | None = None) -> Repo
     from bitnet_export.verify.quality import load_metric
 
     stage = Stages(progress or SilentProgress())
+    _check_data_file(options.data, "--data")
+    _check_data_file(options.metric_data, "--metric-data")
     if options.metric is not None:
         load_metric(options.metric)
     with stage("load", str(options.directory)):

@@ -6,7 +6,12 @@ import torch
 
 from bitnet_export import history
 from bitnet_export.errors import InputError, UsageError
-from bitnet_export.finetune_run import _open_trainable, _samples, run_finetune
+from bitnet_export.finetune_run import (
+    _open_trainable,
+    _samples,
+    finetune_for_export,
+    run_finetune,
+)
 from bitnet_export.load import load, save
 from bitnet_export.opening import load_model
 from bitnet_export.options import ExportOptions, FinetuneOptions, SilentProgress
@@ -94,3 +99,22 @@ def test_a_ternary_model_that_teaches_itself_is_told(tmp_path):
     assert f"fine-tune {source} with more --steps" in said[0]
     _, said = warnings(ternary, labels="target")
     assert not said
+
+
+def test_an_export_fine_tunes_on_text_with_the_models_own_tokenizer(tmp_path, monkeypatch):
+    from bitnet_export.ternary import distill
+    from bitnet_export.ternary.recipes import RECIPES
+
+    seen = {}
+
+    def finetune(student, teacher, data, config, **given):
+        seen.update(given, data=data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "finetune", finetune)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    loaded = load(save(Mlp(), tmp_path / "m.pt", {"input": torch.ones(32, 12)}))
+    options = ExportOptions(tmp_path, data=tmp_path, finetune_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_for_export(loaded, None, RECIPES["encoder"], options, SilentProgress())
+    assert seen["tokenizer"] == seen["data"] == tmp_path

@@ -82,7 +82,10 @@ TARGET, GRAPH, SHAPES, CHECKS = "Target", "Graph", "Shapes", "Checks"
     metavar="DIR",
     help="Also write a Triton Inference Server model repository.",
 )
-@shared.model_options("npz or safetensors with example inputs by name.")
+@shared.model_options(
+    "npz or safetensors with inputs by name: examples, to calibrate and measure quality on. "
+    "With --finetune-steps also a directory of .txt files."
+)
 @option(
     "--kv-cache",
     "kv_cache",

@@ -62,6 +62,12 @@ def test_a_metric_that_cannot_be_used_is_said_before_the_work(mlp_file, work):
     check(run(mlp_file, *metric, "--metric-data", "gone.npz", cwd=work), 2, "gone.npz", "no such")
 
 
+@pytest.mark.parametrize("option", ["--data", "--metric-data"])
+def test_a_directory_of_text_is_no_data_to_measure_on(mlp_file, work, option):
+    """It was once passed over, and quality measured on random inputs under the user's option."""
+    check(run(mlp_file, option, work, cwd=work), 2, f"{option} {work}", "text is for fine-tuning")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -80,6 +86,8 @@ def test_shapes_that_cannot_be(mlp_file, work, options, text):
     [
         ("bench", ["--baseline", __file__], "of no known kind"),
         ("bench", ["--baseline", "nothing.onnx"], "there is no such file"),
+        ("verify", ["--data", "nothing.npz"], "there is no such file"),
+        ("verify", ["--data", "."], "it is a directory"),
         ("report", ["--json", "--markdown"], "choose one"),
         ("report", ["--max-regression", "5%"], "needs --baseline"),
     ],

@@ -126,3 +126,32 @@ def test_skip_pass_leaves_it_out():
     after, (result,) = apply(made, FoldConstants(), skip=["fold-constants"])
     assert ops(after) == ["Cast", "MatMul"]
     assert result.notes == ["left out with --skip-pass"]
+
+
+def test_large_weights_are_folded_without_being_serialized(monkeypatch):
+    """onnx-graphsurgeon hands what it folds to ONNX Runtime as one message, which ends at 2 GB."""
+    n = 256
+    w = x_of(n, n).astype(np.float16)
+    made = model(
+        [
+            node("Cast", ["w"], ["wide"], "fc", to=TensorProto.FLOAT),
+            node("Transpose", ["wide"], ["turned"], "fc"),
+            node("Identity", ["turned"], ["wt"], "fc"),
+            node("MatMul", ["x", "wt"], ["y"], "fc"),
+        ],
+        [value("x", ["batch", n])],
+        [value("y", ["batch", n])],
+        {"w": w},
+    )
+
+    def refused(*args, **kwargs):
+        raise RuntimeError("past 2 GB")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refused)
+    after, (result,) = apply(made, FoldConstants())
+    monkeypatch.undo()
+    assert ops(after) == ["MatMul"]
+    assert result.rewritten == 3
+    assert np.array_equal(initializers(after)["wt"], w.T.astype(np.float32))
+    x = x_of(3, n, seed=1)
+    np.testing.assert_allclose(run(after, x=x)["y"], run(made, x=x)["y"], rtol=1e-5, atol=1e-4)

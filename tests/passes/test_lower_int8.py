@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from bitnet_export import op
+from bitnet_export import onnx_io, op
 from bitnet_export.passes import LowerInt8, LowerTwoBit
 from tests.passes.graphs import (
     apply,
@@ -128,3 +128,21 @@ def test_reasons():
         after, (result,) = apply(ternary_model(case), LowerInt8())
         assert ops(after) == [op.OP_TYPE]
         assert why in reasons(result)["layer"]
+
+
+@pytest.mark.parametrize("k", [256, 250])
+def test_unpacking_holds_few_bytes_a_weight(k):
+    """ONNX Runtime keeps the output of every node that it folds for as long as a session lives."""
+    n = 512
+    after, _ = apply(ternary_model(ternary_case(k, n)), LowerInt8())
+    onnx.checker.check_model(after, full_check=True)
+    computed, shapes = set(initializers(after)), onnx_io.infer_shapes(after)
+    held = 0
+    for each in after.graph.node:
+        if set(each.input) <= computed:
+            computed |= set(each.output)
+            tensor = shapes[each.output[0]].type.tensor_type
+            item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+            held += item * np.prod([d.dim_value for d in tensor.shape.dim])
+    padding = 256 / k
+    assert 1 < held / (k * n) <= (4.75 if k == 256 else 5.75) * padding

@@ -142,3 +142,18 @@ def test_embeddings_are_quantized_after_it():
     assert result.rewritten == 1
     ids = np.array([1, 2])
     np.testing.assert_allclose(run(after, ids=ids)["y"], run(made, ids=ids)["y"], atol=3e-2)
+
+
+def test_large_weights_are_rounded_as_the_converter_rounds_them():
+    from onnxruntime.transformers.float16 import convert_np_to_float16
+
+    from bitnet_export.passes.to_fp16 import to_half
+
+    odd = [0.0, -0.0, 1e-9, -1e-9, 6e-8, 1e5, -1e5, 65504.0, np.inf, -np.inf, np.nan, 0.1]
+    array = np.concatenate([np.float32(odd), np.random.default_rng(0).standard_normal(5000)])
+    array = array.astype(np.float32).reshape(-1, 4)
+    want = convert_np_to_float16(array)
+    got = to_half(array)
+    assert got.dtype == np.float16
+    assert got.shape == array.shape
+    np.testing.assert_array_equal(got, want)

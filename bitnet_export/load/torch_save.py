@@ -27,7 +27,7 @@ def read_torch_save(path: Path, *, trust_pickle: bool) -> dict[str, torch.Tensor
     Raises InputError: damaged, a pickle that needs trust, or no model in it.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path, weights_only=True)
     except pickle.UnpicklingError as e:
         if not trust_pickle:
             raise _refusal(path, e) from e
@@ -62,9 +62,16 @@ def state_dict_in(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Ten
     )
 
 
+def _read(path: Path, *, weights_only: bool) -> Any:
+    """torch.load with tensors mapped, not read, where the file's format has them apart: a factory's
+    module takes a copy of them anyway."""
+    apart = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=apart)
+
+
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return _read(path, weights_only=False)
     except (AttributeError, ImportError) as e:
         raise InputError(
             f"the pickle needs code that is not here: {e}",

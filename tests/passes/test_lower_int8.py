@@ -146,3 +146,14 @@ def test_unpacking_holds_few_bytes_a_weight(k):
             held += item * np.prod([d.dim_value for d in tensor.shape.dim])
     padding = 256 / k
     assert 1 < held / (k * n) <= (4.75 if k == 256 else 5.75) * padding
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("k", [384, 16384])
+def test_the_largest_sums_do_not_overflow(sign, k):
+    """Every activation at its end and every trit alike: AVX2 adds two products in 16 bits."""
+    at, _, scale, bias = ternary_case(k, 40)
+    case = (at, np.full((40, k), sign, np.int8), scale, bias)
+    after, _ = apply(ternary_model(case), LowerInt8())
+    x = np.ones((3, k), np.float32) * np.float32([[1], [-1], [0.5]])
+    np.testing.assert_allclose(run(after, x=x)["y"], reference(x, case), **ROUNDING)

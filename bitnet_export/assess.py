@@ -254,6 +254,7 @@ def measure_quality(
                 native=native,
                 fuse=fuse,
                 frugal=native is None and runners.run_frugally(path),
+                takes_turns=True,
             )
         )
         for path, native, fuse in (

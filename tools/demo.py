@@ -98,7 +98,7 @@ def main(steps: int | None, output: str, threads: int, variants: bool) -> None:
     run(ternary, "--target", "ort", *common, *gates, "-o", target, "--force", "--no-bench")
     bench = [word for shape in SHAPES for word in ("--shape", shape)]
     bench += ["--threads", str(threads)]
-    run("bench", target, *bench)
+    run("bench", target, *bench, *gates)  # judged by what this run is given
     if variants:
         small, native = (target.with_name(f"{target.name}-{n}") for n in ("int4", "native"))
         int4 = ("--embeddings", "int4", "--no-bench")

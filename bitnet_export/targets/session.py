@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 # Fusions whose result is slower than what it replaces (ONNX Runtime 1.32, docs/decisions.md).
 SLOW_ON_CPU = ["SkipLayerNormFusion"]
+STOP_SPINNING = "session.force_spinning_stop"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Set to 0 to run TernaryMatMul through its function body even where the native library is there.
 NATIVE_VARIABLE = "BITNET_EXPORT_NATIVE"
@@ -110,6 +111,7 @@ def open_session(
     native: Path | None = None,
     fuse: bool = True,
     frugal: bool = False,
+    takes_turns: bool = False,
     data_folder: Path | None = None,
 ) -> ort.InferenceSession:
     """An ONNX Runtime session with all graph optimizations and one inter-op thread.
@@ -120,7 +122,9 @@ def open_session(
     float16 kernel sums in float16 (measured: 3 % off on MiniLM's layers, 0.1 % without it).
     frugal: for a few runs of a large model: what the graph computes from constants, as unpacked
     ternary weights, is computed anew in each run and nothing is repacked, so that hardly more than
-    the file is ever in memory. data_folder: where external tensors of content given as bytes lie.
+    the file is ever in memory. takes_turns: another session runs in between: threads stop spinning
+    when a run ends, or they would keep the other's threads from the cores. data_folder: where
+    external tensors of content given as bytes lie.
     Raises MissingRequirement where the provider is absent (ONNX Runtime itself falls
     back silently), StageError where the model does not load, UsageError for threads below 1.
     """
@@ -150,6 +154,8 @@ def open_session(
         disabled = [*disabled, "ConstantFolding"]
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if takes_turns:
+        options.add_session_config_entry(STOP_SPINNING, "1")
     if not fuse:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -61,7 +61,7 @@ def measure_speed(
     paths = (baseline_path, path)
     libraries = (None, native)
     sessions = [
-        open_session(p, threads=count, provider=provider, native=library)
+        open_session(p, threads=count, provider=provider, native=library, takes_turns=True)
         for p, library in zip(paths, libraries, strict=True)
     ]
     name = f"{measure_size(baseline_path).dtype} ONNX"

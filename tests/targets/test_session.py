@@ -7,7 +7,9 @@ import pytest
 from bitnet_export import manifest, onnx_io
 from bitnet_export.errors import InputError, MissingRequirement, StageError, UsageError
 from bitnet_export.targets import load_session, open_session
-from bitnet_export.targets.session import NATIVE_VARIABLE, native_library
+from bitnet_export.targets.session import NATIVE_VARIABLE, STOP_SPINNING, native_library
+from bitnet_export.verify import speed
+from bitnet_export.verify.feeds import Case
 from tests.passes.graphs import reference, ternary_case, ternary_model, x_of
 
 CASE = ternary_case(64, 8)
@@ -33,6 +35,30 @@ def test_runs_as_onnxruntime_does(directory, threads):
     assert [o.name for o in session.get_outputs()] == ["y"]
     assert session.get_providers() == ["CPUExecutionProvider"]
     assert session.manifest.name == "m"
+
+
+def test_threads_of_sessions_that_take_turns_do_not_spin(directory, monkeypatch):
+    def spins(session) -> bool:
+        try:
+            options = session.get_session_options()
+            return options.get_session_config_entry(STOP_SPINNING) != "1"
+        except RuntimeError:  # no such entry
+            return True
+
+    model = directory / "model.onnx"
+    assert spins(open_session(model))
+    assert not spins(open_session(model, takes_turns=True))
+
+    opened = []
+
+    def kept(*args, **options):
+        opened.append(open_session(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(speed, "open_session", kept)
+    cases = [Case("one", {"x": x_of(3, 64)})]
+    speed.measure_speed(model, model, cases, threads=2, samples=11, memory=False)
+    assert [spins(one) for one in opened] == [False, False]
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from bitnet_export.errors import StageError
 from bitnet_export.native import find_library
+from bitnet_export.targets.session import STOP_SPINNING
 from cpu_tools.contenders import Array, Contender, build_model
 
 COLD_BYTES = 96 << 20  # of weights a contender rotates through: more than the L3 cache holds
@@ -70,6 +71,7 @@ def open_session(contender: Contender, w: Array, copies: int, threads: int) -> o
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
+    settings.add_session_config_entry(STOP_SPINNING, "1")  # contenders run in turns
     settings.register_custom_ops_library(str(find_library("ort_cpu").path))
     model = build_model(contender, w, copies).SerializeToString()
     return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])

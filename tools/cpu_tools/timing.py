@@ -8,6 +8,8 @@ take; with several it is the wall clock.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import statistics
 import time
@@ -72,9 +74,33 @@ def open_session(contender: Contender, w: Array, copies: int, threads: int) -> o
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
     settings.add_session_config_entry(STOP_SPINNING, "1")  # contenders run in turns
+    processors = usable_processors()
+    if 1 < threads <= len(processors):
+        others = ";".join(str(processor + 1) for processor in processors[1:threads])  # from 1 on
+        settings.add_session_config_entry("session.intra_op_thread_affinities", others)
     settings.register_custom_ops_library(str(find_library("ort_cpu").path))
     model = build_model(contender, w, copies).SerializeToString()
     return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """This thread on the first of the processors, whose others have a session's threads: where
+    there are no more the scheduler else puts two on one at times, for milliseconds."""
+    before = usable_processors()
+    if not 1 < threads <= len(before):
+        yield
+        return
+    os.sched_setaffinity(0, before[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def usable_processors() -> list[int]:
+    """Those this thread may run on, [] where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def bind(session: ort.InferenceSession, x: Array) -> ort.IOBinding:
@@ -106,6 +132,18 @@ def measure_group(
     w = random_trits(group.K, group.N)
     copies = {c.name: copies_for(c, w, group.cold) for c in contenders}
     sessions = {c.name: open_session(c, w, copies[c.name], group.threads) for c in contenders}
+    with pinned(group.threads):
+        yield from _measure_rows(group, rounds, seconds, w, sessions, copies)
+
+
+def _measure_rows(
+    group: Group,
+    rounds: int,
+    seconds: float,
+    w: Array,
+    sessions: dict[str, ort.InferenceSession],
+    copies: dict[str, int],
+) -> Iterator[Cell]:
     for m in group.rows:
         x = np.random.default_rng(m).standard_normal((m, group.K)).astype(np.float32)
         bindings = {name: bind(session, x) for name, session in sessions.items()}

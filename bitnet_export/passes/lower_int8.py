@@ -33,6 +33,11 @@ CONTRIB = "com.microsoft"
 UNIT = 64
 
 
+def unit(K: int) -> int:
+    """What a trit of 1 is where there are K inputs: UNIT, or 1 where sums could leave int32."""
+    return UNIT if op.MAX_EXACT_K >= K else 1
+
+
 class LowerInt8(Pass):
     """TernaryMatMul -> QuantizeLinear + MatMulIntegerToFloat, or DynamicQuantizeMatMul."""
 
@@ -62,7 +67,9 @@ class LowerInt8(Pass):
     def _lower(self, builder: Builder, t: TernaryNode, shared: _Shared) -> None:
         layer = t.layer
         weight = unpack_in_graph(builder, t, shared.weights)
-        scale = (t.scale.reshape(()) if t.scale.size == 1 else t.scale) / np.float32(UNIT)
+        scale = (t.scale.reshape(()) if t.scale.size == 1 else t.scale) / np.float32(
+            unit(t.attributes.K)
+        )
         scale = builder.constant(scale.astype(np.float32), f"{layer}.scale")
         weight_zero = builder.literal(0, np.int8)
         t.node.outputs.clear()
@@ -129,8 +136,8 @@ def quantize_rows(builder: Builder, x: Any, layer: str) -> tuple[Any, Any]:
 
 
 def unpack_in_graph(builder: Builder, t: TernaryNode, done: dict[tuple[int, int], Any]) -> Any:
-    """packed_weight [N, K'/4] uint8 -> int8 [K, N], UNIT times the trits, computed by constant
-    nodes in the graph.
+    """packed_weight [N, K'/4] uint8 -> int8 [K, N], unit(K) times the trits, computed by
+    constant nodes in the graph.
 
     ONNX Runtime keeps what every one of these nodes puts out as long as the session lives, so that
     few of them see whole bytes: 4 of a weight, where a plain shift, mask, Cast and Sub took 14. The
@@ -158,5 +165,10 @@ def unpack_in_graph(builder: Builder, t: TernaryNode, done: dict[tuple[int, int]
     rows = node("Reshape", highest, literal([-1, at.N], np.int64))
     if t.packed_weight.shape[1] * CODES_PER_BYTE > at.K:
         rows = node("Slice", rows, *(literal([v], np.int64) for v in (0, at.K, 0)))
-    done[id(packed), at.K] = node("Cast", rows, dtype=np.int8, to=3)
+    result = node("Cast", rows, dtype=np.int8, to=3)
+    if unit(at.K) == 1:
+        wide = node("Cast", result, dtype=np.int32, to=6)
+        trits = node("Div", wide, literal(UNIT, np.int32), dtype=np.int32)
+        result = node("Cast", trits, dtype=np.int8, to=3)
+    done[id(packed), at.K] = result
     return done[id(packed), at.K]

@@ -149,9 +149,10 @@ def test_unpacking_holds_few_bytes_a_weight(k):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("k", [384, 16384])
+@pytest.mark.parametrize("k", [384, 16384, 300_000])
 def test_the_largest_sums_do_not_overflow(sign, k):
-    """Every activation at its end and every trit alike: AVX2 adds two products in 16 bits."""
+    """Every activation at its end and every trit alike: AVX2 adds two products in 16 bits, and all
+    of them make an int32."""
     at, _, scale, bias = ternary_case(k, 40)
     case = (at, np.full((40, k), sign, np.int8), scale, bias)
     after, _ = apply(ternary_model(case), LowerInt8())

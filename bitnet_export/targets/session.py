@@ -130,34 +130,14 @@ def open_session(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}", where="load_session")
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingRequirement(
-            "ONNX Runtime is not installed", fix="pip install 'bitnet-export[ort]'"
-        ) from error
-    if provider not in ort.get_available_providers():
-        raise MissingRequirement(
-            f"ONNX Runtime has no {provider} here, only {', '.join(ort.get_available_providers())}",
-            fix="pip install 'bitnet-export[ort-gpu]' on a machine with that device",
-        )
+    ort = _runtime_with(provider)
     where = "the decompressed model" if isinstance(path, bytes) else str(path)
-    options = ort.SessionOptions()
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = threads or 0
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
-    if data_folder is not None:
-        options.add_session_config_entry(_DATA_FOLDER, os.fspath(data_folder))
+    options = _session_options(
+        threads, fuse=fuse, frugal=frugal, takes_turns=takes_turns, data_folder=data_folder
+    )
     disabled = SLOW_ON_CPU if provider == CPU else []
     if frugal:
         disabled = [*disabled, "ConstantFolding"]
-        options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if takes_turns:
-        options.add_session_config_entry(STOP_SPINNING, "1")
-    if not fuse:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         if native is not None:
             options.register_custom_ops_library(os.fspath(native))
@@ -180,6 +160,46 @@ def open_session(
             fix="check the driver and the versions with bitnet-export doctor",
         )
     return session
+
+
+def _runtime_with(provider: str) -> Any:
+    """The onnxruntime module. Raises MissingRequirement without it, or where it has no such
+    provider."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingRequirement(
+            "ONNX Runtime is not installed", fix="pip install 'bitnet-export[ort]'"
+        ) from error
+    if provider not in ort.get_available_providers():
+        raise MissingRequirement(
+            f"ONNX Runtime has no {provider} here, only {', '.join(ort.get_available_providers())}",
+            fix="pip install 'bitnet-export[ort-gpu]' on a machine with that device",
+        )
+    return ort
+
+
+def _session_options(
+    threads: int | None, *, fuse: bool, frugal: bool, takes_turns: bool, data_folder: Path | None
+) -> ort.SessionOptions:
+    """What open_session's parameters are to ONNX Runtime."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, os.fspath(data_folder))
+    if frugal:
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if takes_turns:
+        options.add_session_config_entry(STOP_SPINNING, "1")
+    if not fuse:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 def native_library() -> Path | None:

@@ -12,6 +12,7 @@ struct Vpdpbusd {
   static constexpr bool kFused = false;
   static constexpr bool kEvenTiles = false;  // the tile of 6 wastes nothing, that of 4 does
   static constexpr int chains(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+  // In assembly where it is not emulated, for gcc would reorder the sums, copy and spill them.
   static __m256i dot(__m256i sum, __m256i codes, __m256i x) {
 #if defined(BITNET_CPU_EMULATED)
     return _mm256_dpbusd_avx_epi32(sum, codes, x);
